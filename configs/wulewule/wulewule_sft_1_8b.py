@@ -1,0 +1,179 @@
+# wulewule_sft_1_8b: QLoRA instruction tuning of InternLM2.5-1.8B-Chat on self-cognition and HuixiangDou conversations. One GPU.
+# 指令微调：在自我认知与茴香豆对话上用 QLoRA 微调 InternLM2.5-1.8B-Chat，单卡即可。
+#
+#   train       xtuner train wulewule_sft_1_8b --work-dir work_dirs/sft --deepspeed deepspeed_zero1
+#   GPUs        NPROC_PER_NODE=2 xtuner train wulewule_sft_1_8b --work-dir work_dirs/sft --deepspeed deepspeed_zero1
+#   your model  WULEWULE_MODEL=/path/or/hub-id xtuner train …   (the merged pretrained model; set it for `xtuner convert` too)
+#   your data   WULEWULE_DATA_DIR=/path/with/the/two/files xtuner train …
+#   one value   xtuner train wulewule_sft_1_8b --cfg-options optim_wrapper.optimizer.lr=1e-4 train_cfg.max_epochs=3
+#   edit it     xtuner copy-cfg wulewule_sft_1_8b .   then   xtuner train ./wulewule_sft_1_8b_copy.py
+#   loss curve  tensorboard --logdir work_dirs/sft
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.optim import AmpOptimWrapper
+from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
+from peft import LoraConfig
+from torch.optim import AdamW
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from xtuner.dataset import process_hf_dataset
+from xtuner.dataset.collate_fns import default_collate_fn
+from xtuner.dataset.map_fns import template_map_fn_factory
+from xtuner.engine.hooks import DatasetInfoHook
+from xtuner.engine.runner import TrainLoop
+from xtuner.utils import PROMPT_TEMPLATE
+from xtuner_wulewule.dataset.loader import load_wulewule_dataset
+from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
+from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
+from xtuner_wulewule.engine.hooks import AccumulativeCountsHook, UpdateBudgetHook
+from xtuner_wulewule.engine.schedulers import WarmupCosineLR
+from xtuner_wulewule.model.finetune import WulewuleFinetune, check_model
+from xtuner_wulewule.prompts import WULEWULE_SYSTEM
+
+#######################################################################
+#                     PART 1  Settings  基本设置                      #
+#######################################################################
+# Model. `__import__` because a plain import would be lazy inside a config.
+pretrained_model_name_or_path = __import__("xtuner_wulewule.paths", fromlist=["_"]).model_or("internlm/internlm2_5-1_8b-chat")
+dtype = __import__("xtuner_wulewule.device", fromlist=["_"]).four_bit_dtype()  # bfloat16 where the GPU has it, else float16
+
+# Data
+data_dir = __import__("xtuner_wulewule.paths", fromlist=["_"]).data_dir()
+data_files = [f"{data_dir}/self_cognition_100.jsonl", f"{data_dir}/huixiangdou_conversations.jsonl"]
+prompt_template = PROMPT_TEMPLATE.internlm2_chat
+max_length = 2048  # tokens of a packed row
+# few workers: XTuner's packer drops a partial row for each of them
+map_num_proc = __import__("xtuner_wulewule.dataset.loader", fromlist=["_"]).map_num_proc(data_files)
+
+# Scheduler & Optimizer
+batch_size = 16  # packed rows a GPU; lower it if memory is short
+accumulative_counts = 1  # on one GPU it must stay 1: with more the model hardly gets an update  单卡训练切记为 1
+max_epochs = 5
+lr = 2e-4  # the published recipe; the guide's "order of 1e-5" awaits measurement
+betas = (0.9, 0.999)
+weight_decay = 0
+max_norm = 1  # grad clip
+
+# Save
+save_steps = 500
+save_total_limit = 2  # mmengine deletes the oldest before it saves the newest: keep at least 2
+
+# Evaluate: greedy answers in one batch, before the training, at each checkpoint and at the end
+evaluation_freq = 500
+SYSTEM = WULEWULE_SYSTEM
+evaluation_inputs = ["你是谁？", "《黑神话：悟空》是什么时候发售的？", "悟空的金箍棒是从哪里来的？", "请把“早上好”翻译成英文。"]
+
+#######################################################################
+#           PART 2  Model & Tokenizer  模型与分词器                   #
+#######################################################################
+# called by `xtuner train` with the model's path: a model that is not there is reported before anything slow begins
+model_resource = dict(fn=check_model)
+
+tokenizer = dict(
+    type=AutoTokenizer.from_pretrained,
+    pretrained_model_name_or_path=pretrained_model_name_or_path,
+    trust_remote_code=True,
+    padding_side="right",
+)
+
+model = dict(
+    type=WulewuleFinetune,
+    use_varlen_attn=False,
+    llm=dict(
+        type=AutoModelForCausalLM.from_pretrained,
+        pretrained_model_name_or_path=pretrained_model_name_or_path,
+        trust_remote_code=True,
+        torch_dtype=f"torch.{dtype}",
+        quantization_config=dict(
+            type=BitsAndBytesConfig,
+            load_in_4bit=True,
+            load_in_8bit=False,
+            llm_int8_threshold=6.0,
+            llm_int8_has_fp16_weight=False,
+            bnb_4bit_compute_dtype=f"torch.{dtype}",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_quant_type="nf4",
+        ),
+    ),
+    lora=dict(type=LoraConfig, r=64, lora_alpha=128, lora_dropout=0.1, bias="none", task_type="CAUSAL_LM"),
+)
+
+#######################################################################
+#            PART 3  Dataset & Dataloader  数据                       #
+#######################################################################
+train_dataset = dict(
+    type=process_hf_dataset,
+    dataset=dict(type=load_wulewule_dataset, path="json", data_files=data_files, map_fn=wulewule_sft_map_fn),
+    tokenizer=tokenizer,
+    max_length=max_length,
+    dataset_map_fn=wulewule_sft_map_fn,
+    template_map_fn=dict(type=template_map_fn_factory, template=prompt_template),
+    remove_unused_columns=True,
+    shuffle_before_pack=True,
+    pack_to_max_length=True,
+    use_varlen_attn=False,
+    map_num_proc=map_num_proc,
+)
+
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=0,
+    dataset=train_dataset,
+    sampler=dict(type=DefaultSampler, shuffle=True),
+    collate_fn=dict(type=default_collate_fn, use_varlen_attn=False),
+)
+
+#######################################################################
+#          PART 4  Scheduler & Optimizer  优化器与学习率              #
+#######################################################################
+optim_wrapper = dict(
+    type=AmpOptimWrapper,
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_norm, error_if_nonfinite=False),
+    accumulative_counts=accumulative_counts,
+    loss_scale="dynamic",
+    dtype=dtype,
+)
+
+# reaches lr in a run of any length; XTuner's usual LinearLR + CosineAnnealingLR never leaves 1e-5 of it in a short one
+param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=0.03, eta_min=0.0, by_epoch=False)
+
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)
+
+#######################################################################
+#                    PART 5  Runtime  运行设置                        #
+#######################################################################
+custom_hooks = [
+    dict(type=AccumulativeCountsHook),
+    dict(type=UpdateBudgetHook),
+    dict(type=DatasetInfoHook, tokenizer=tokenizer),
+    dict(
+        type=BatchedEvaluateChatHook,
+        tokenizer=tokenizer,
+        every_n_iters=evaluation_freq,
+        evaluation_inputs=evaluation_inputs,
+        system=SYSTEM,
+        prompt_template=prompt_template,
+    ),
+]
+
+default_hooks = dict(
+    timer=dict(type=IterTimerHook),
+    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=1),  # runs are short; raise it for long ones
+    param_scheduler=dict(type=ParamSchedulerHook),
+    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=save_steps, max_keep_ckpts=save_total_limit),
+    sampler_seed=dict(type=DistSamplerSeedHook),
+)
+
+env_cfg = dict(
+    cudnn_benchmark=False,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend=__import__("xtuner_wulewule.device", fromlist=["_"]).dist_backend()),
+)
+
+visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
+log_level = "INFO"
+load_from = None
+resume = False
+randomness = dict(seed=None, deterministic=False)
+log_processor = dict(by_epoch=False)

@@ -1,0 +1,266 @@
+"""One function per defect of an upstream release: what fails, the guard under which it is mended, and when the function can go.
+
+Each defect has a test in `tests/test_compat.py` that it is still there upstream; when such a test fails, delete the function. Each
+function returns True where it changed something.
+"""
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from xtuner_wulewule.errors import UnsupportedStackError, one_line
+
+
+def _installed(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def explain_bitsandbytes(error):
+    """bitsandbytes up to 0.45.0 imports `triton.ops`, which triton 3.2 (torch 2.6) removed. XTuner 0.2.0 pins that version.
+
+    Guard: the import failed for that reason. End: XTuner no longer pins bitsandbytes==0.45.0.
+
+    Args:
+        error (ImportError): why `import bitsandbytes` failed.
+
+    Returns:
+        UnsupportedStackError | None: an error that names the fix.
+    """
+    if not (getattr(error, "name", None) or "").startswith("triton.ops"):
+        return None
+    from xtuner_wulewule.errors import install_excepthook
+
+    install_excepthook()
+    return UnsupportedStackError(
+        f"bitsandbytes {_installed('bitsandbytes')} cannot be imported with torch {_installed('torch')} "
+        f"(triton {_installed('triton')} has no triton.ops): pip install 'torch>=2.4,<2.6', or for CUDA 13 install "
+        "requirements/cuda13.txt of xtuner-wulewule, which has bitsandbytes>=0.50"
+    )
+
+
+def honest_entry_point(module):
+    """`xtuner` runs bare `python` (or `torchrun`) from PATH, ends with status 0 whatever happened, and so do its own errors.
+
+    Guard: XTuner's entry point still starts its tools through `subprocess.run(["python", …])`. The module gets a `subprocess` whose
+    `run` uses this interpreter and ends with the child's exit status, the functions in its table `modes` end with one line and status 1
+    when a tool can't be imported, and `cli` ends with status 1 when it returns without having run anything that was asked for.
+    End: XTuner's entry point uses `sys.executable` and returns the status of its child.
+
+    Args:
+        module (types.ModuleType): `xtuner.entry_point`.
+    """
+    if getattr(module, "subprocess", None) is None or not hasattr(module, "modes"):
+        return False
+    module.subprocess = _Subprocess(module.subprocess)
+    for table in (module.modes, *(value for value in module.modes.values() if isinstance(value, dict))):
+        for name, function in table.items():
+            if callable(function) and function not in module.HELP_FUNCS:
+                table[name] = _ImportingTool(function)
+    module.cli = _Cli(module)
+    return True
+
+
+class _Subprocess:
+    """The `subprocess` module as `xtuner.entry_point` sees it; only `run` differs."""
+
+    def __init__(self, module):
+        self._module = module
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+    def run(self, command, **kwargs):
+        """Run a command of XTuner's with this interpreter and end the process with the child's exit status."""
+        if command[0] == "python":
+            command = [sys.executable, *command[1:]]
+        elif command[0] == "torchrun":
+            command = [sys.executable, "-m", "torch.distributed.run", *command[1:]]
+        try:
+            status = self._module.run(command, **kwargs).returncode
+        except KeyboardInterrupt:
+            status = 130
+        sys.exit(status if status >= 0 else 128 - status)  # killed by signal N: 128 + N, as a shell reports it
+
+
+class _ImportingTool:
+    """A function of XTuner's table `modes`: it imports a tool and returns the tool's file."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self):
+        from xtuner_wulewule.errors import WulewuleError, find_wulewule_error
+
+        try:
+            return self.function()
+        except Exception as error:
+            found = find_wulewule_error(error) or WulewuleError(
+                f"XTuner's {self.function.__name__} cannot be imported ({type(error).__name__}: {error}); check the installation with pip check"
+            )
+            print(one_line(found), file=sys.stderr)
+            sys.exit(1)
+
+
+class _Cli:
+    """`xtuner.entry_point.cli`, whose every error used to end in the help text and status 0."""
+
+    def __init__(self, module):
+        self.module, self.cli = module, module.cli
+
+    def __call__(self):
+        self.cli()  # a tool that was run ends the process itself
+        arguments = [argument.lower() for argument in sys.argv[1:]]
+        if arguments and arguments[0] not in self.module.special and not {"-h", "--help"} & set(arguments):
+            print(f"xtuner: error: there is no command {' '.join(sys.argv[1:])!r}; see xtuner help", file=sys.stderr)
+            sys.exit(1)
+
+
+def cpu_bf16_query(module):
+    """`SupervisedFinetune` asks `torch.cpu.is_bf16_supported()`, which torch does not have.
+
+    Guard: the attribute is missing. torch computes bf16 on every CPU it runs on, so the answer is True; it also makes XTuner's DeepSpeed
+    files choose bf16 and not fp16, which DeepSpeed refuses on a CPU. End: torch has the function, or XTuner no longer asks.
+
+    Args:
+        module (types.ModuleType): `xtuner.utils.device`, which has imported torch.
+    """
+    import torch
+
+    if hasattr(torch.cpu, "is_bf16_supported"):
+        return False
+    torch.cpu.is_bf16_supported = _always_true  # type: ignore[attr-defined]
+    return True
+
+
+def _always_true():
+    return True
+
+
+def allow_mmengine_checkpoints():
+    """torch 2.6 loads with `weights_only=True`, which refuses what mmengine writes into a checkpoint.
+
+    Guard: torch's default refuses (2.6 and later). Exactly the classes that a checkpoint of mmengine's holds are allowed; a checkpoint with
+    anything else is still refused. End: mmengine registers its classes itself.
+    """
+    import torch
+
+    if not _torch_loads_weights_only():
+        return False
+    import numpy
+    from mmengine.logging import HistoryBuffer
+
+    torch.serialization.add_safe_globals([HistoryBuffer, *_numpy_globals(numpy)])
+    return True
+
+
+def _torch_loads_weights_only():
+    import torch
+
+    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 6)
+
+
+def _numpy_globals(numpy):
+    """What pickled arrays and numbers of the message hub refer to, under the names of numpy 1 and of numpy 2."""
+    core = numpy._core if hasattr(numpy, "_core") else numpy.core
+    reconstruct, scalar = core.multiarray._reconstruct, core.multiarray.scalar
+    dtypes = {type(numpy.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")}
+    return [
+        numpy.ndarray,
+        numpy.dtype,
+        *dtypes,
+        *((function, f"numpy.{part}.multiarray.{function.__name__}") for function in (reconstruct, scalar) for part in ("core", "_core")),
+    ]
+
+
+def allow_deepspeed_checkpoints():
+    """The same for a DeepSpeed folder, whose optimizer states hold a few classes of DeepSpeed's.
+
+    Guard: torch 2.6 or later, and DeepSpeed imported. End: DeepSpeed loads its own checkpoints with torch's default.
+    """
+    if "deepspeed" not in sys.modules or not _torch_loads_weights_only():
+        return False
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
+    return True
+
+
+def single_process_deepspeed():
+    """DeepSpeed in one process without a launcher looks for MPI and dies where mpi4py is not installed.
+
+    Guard: the launcher's variables are missing and mpi4py is not installed; then the variables for one process are set, with a free port.
+    End: DeepSpeed starts a single process without MPI.
+    """
+    comm = sys.modules.get("deepspeed.comm.comm")
+    if comm is None or isinstance(comm.mpi_discovery, _OneProcess):
+        return False
+    comm.mpi_discovery = _OneProcess(comm.mpi_discovery)
+    return True
+
+
+class _OneProcess:
+    def __init__(self, mpi_discovery):
+        self.mpi_discovery = mpi_discovery
+
+    def __call__(self, *args, **kwargs):
+        from importlib.util import find_spec
+
+        if find_spec("mpi4py") is not None:
+            return self.mpi_discovery(*args, **kwargs)
+        import socket
+
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = server.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def set_up_cpu_processes():
+    """Several processes without a GPU: mmengine calls `torch.cuda.set_device`, then gives DDP a device number.
+
+    Guard: a launcher started more than one process, and there is no accelerator. NCCL, which needs one, becomes gloo.
+    End: mmengine starts two CPU processes with `--launcher pytorch` by itself.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return False
+    from mmengine.device import get_device
+
+    if get_device() != "cpu":
+        return False
+    from mmengine.dist import utils
+    from mmengine.model import MMDistributedDataParallel
+
+    if isinstance(utils._init_dist_pytorch, _InitWithoutDevice):
+        return False
+    utils._init_dist_pytorch = _InitWithoutDevice(utils._init_dist_pytorch)
+    MMDistributedDataParallel.__init__ = _without_device_ids(MMDistributedDataParallel.__init__)
+    return True
+
+
+class _InitWithoutDevice:
+    def __init__(self, init):
+        self.init = init
+
+    def __call__(self, backend, *args, **kwargs):
+        import torch
+
+        set_device = torch.cuda.set_device
+        torch.cuda.set_device = lambda device: None
+        try:
+            return self.init("gloo" if backend == "nccl" else backend, *args, **kwargs)
+        finally:
+            torch.cuda.set_device = set_device
+
+
+def _without_device_ids(init):
+    def __init__(self, module, *args, **kwargs):
+        kwargs["device_ids"] = None
+        init(self, module, *args, **kwargs)
+
+    return __init__

@@ -1,0 +1,1 @@
+"""Map functions, sampler and loader of the training data."""

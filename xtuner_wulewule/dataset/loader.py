@@ -1,0 +1,120 @@
+"""The loader that the configs use in place of `datasets.load_dataset`: the same arguments, but every problem has its file and line."""
+
+import json
+import os
+
+from xtuner_wulewule.errors import DataError
+
+SHOWN_PROBLEMS = 5
+# rows read by the last call in this process; UpdateBudgetHook reports it, since packing hides it
+rows_loaded: int | None = None
+
+
+def map_num_proc(data_files, bytes_per_worker=16 * 2**20):
+    """Return how many workers should map and pack the data.
+
+    XTuner's packer drops the last partial row of every worker's shard, so a small data set gets one worker: at its default of 32 the real
+    tuning data loses 7.5 % of its tokens and takes eleven times as long. At 16 MiB a worker the loss is under 0.1 %.
+
+    Args:
+        data_files (list[str]): paths; missing ones count nothing.
+        bytes_per_worker (int): bytes of data that are worth one more worker.
+
+    Returns:
+        int | None: the processors this process may use at most; None, which is no extra process, where one worker is enough.
+    """
+    size = sum(os.path.getsize(path) for path in data_files if os.path.isfile(path))
+    workers = min(len(os.sched_getaffinity(0)), size // bytes_per_worker)
+    return workers if workers > 1 else None
+
+
+def load_wulewule_dataset(path="json", data_files=(), map_fn=None):
+    """Read JSON Lines files (or JSON arrays) and check every row before anything is trained.
+
+    Args:
+        path (str): "json", as for `datasets.load_dataset`.
+        data_files (str | list[str]): the files, read in this order.
+        map_fn (callable, optional): a map function that every row must pass, called with the row alone. Its results become the rows.
+
+    Returns:
+        datasets.Dataset: one row per line, in order.
+
+    Raises:
+        DataError: a file is missing, unreadable or empty, or rows are wrong. All problems are collected; the first five are named
+            `file:line: problem`.
+    """
+    global rows_loaded
+    from datasets import Dataset
+
+    if path != "json":
+        raise DataError(f"train_dataloader.dataset.dataset.path is {path!r}; this loader reads JSON Lines, set it to 'json'")
+    files = [data_files] if isinstance(data_files, str) else list(data_files)
+    missing = [file for file in files if not os.path.isfile(file)]
+    if missing or not files:
+        raise DataError(
+            f"data file not found: {', '.join(missing) or 'data_files is empty'}; set WULEWULE_DATA_DIR to the folder that holds it, "
+            "or data_files in PART 1 of the config"
+        )
+    rows, problems = [], []
+    for file in files:
+        before = len(rows) + len(problems)
+        for where, row, problem in _read(file):
+            if problem is None and map_fn is not None:
+                try:
+                    row = map_fn(row)
+                except DataError as error:
+                    problem = str(error)
+            if problem is None:
+                rows.append(row)
+            else:
+                problems.append(f"{where}: {problem}")
+        if len(rows) + len(problems) == before:
+            problems.append(f"{file}: there are no rows in it")
+    if problems:
+        more = f" (and {len(problems) - SHOWN_PROBLEMS} more)" if len(problems) > SHOWN_PROBLEMS else ""
+        raise DataError(f"{'; '.join(problems[:SHOWN_PROBLEMS])}{more}; nothing was trained, correct the data and start again")
+    rows_loaded = len(rows)
+    keys = sorted({key for row in rows for key in row})
+    return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
+
+
+def _read(file):
+    """Yield ("file:line", row, problem) for each row of a file; problem is None or says what is wrong."""
+    try:
+        with open(file, encoding="utf-8-sig") as stream:
+            text = stream.read()
+    except UnicodeDecodeError as error:
+        yield file, None, f"is not UTF-8 ({error.reason} at byte {error.start}); convert it, for example with iconv -f GB18030 -t UTF-8"
+        return
+    except OSError as error:
+        yield file, None, f"cannot be read ({error.strerror})"
+        return
+    if text.lstrip().startswith("["):
+        try:
+            array = json.loads(text)
+        except ValueError as error:
+            yield f"{file}:{getattr(error, 'lineno', 1)}", None, f"not valid JSON ({getattr(error, 'msg', error)})"
+            return
+        numbered = ((f"{file}: element {number}", row, None) for number, row in enumerate(array, 1))
+    else:
+        numbered = ((f"{file}:{number}", *_parse(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    for where, row, problem in numbered:
+        yield where, row, problem or _shape_problem(row)
+
+
+def _parse(line):
+    try:
+        return json.loads(line), None
+    except ValueError as error:
+        column = getattr(error, "colno", 1)
+        return None, f"not valid JSON ({getattr(error, 'msg', error)} at column {column}); each line must hold one JSON object"
+
+
+def _shape_problem(row):
+    if not isinstance(row, dict):
+        return f"a row must be a JSON object, but this is {type(row).__name__}"
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair (invalid Unicode); remove that character"
+    return None

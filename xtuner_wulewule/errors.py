@@ -1,0 +1,65 @@
+"""Errors that a user can cause, shown as one line: what, where, what to do."""
+
+import sys
+
+
+class WulewuleError(Exception):
+    """Base class of the errors a user can cause.
+
+    Args:
+        message (str): one line that says what is wrong, where (file:line or config key) and what to do.
+    """
+
+
+class DataError(WulewuleError):
+    """A data file or a row of it is wrong."""
+
+
+class ModelError(WulewuleError):
+    """The model can't be found, or can't be loaded on this machine."""
+
+
+class SettingsError(WulewuleError):
+    """A setting of the config makes no sense for this run."""
+
+
+class UnsupportedStackError(WulewuleError, ImportError):
+    """Installed versions don't work together."""
+
+
+def find_wulewule_error(error):
+    """Return the first `WulewuleError` in the chain of causes of `error`, or None."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, WulewuleError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def one_line(error):
+    """Return the line that the user sees for a `WulewuleError`."""
+    return f"xtuner-wulewule: error: {' '.join(str(error).split())}"
+
+
+def install_excepthook():
+    """Show uncaught `WulewuleError`s as one line instead of a traceback; every other exception stays as it was.
+
+    XTuner's tools let exceptions end the process, so the exit status is 1. `WULEWULE_TRACEBACK=1` keeps the traceback.
+    """
+    if getattr(sys.excepthook, "of_wulewule", False):
+        return
+    previous = sys.excepthook
+
+    def excepthook(kind, error, traceback):
+        import os
+
+        found = find_wulewule_error(error)
+        if found is None or os.environ.get("WULEWULE_TRACEBACK") == "1":
+            previous(kind, error, traceback)
+        else:
+            print(one_line(found), file=sys.stderr)
+
+    excepthook.of_wulewule = True  # type: ignore[attr-defined]
+    sys.excepthook = excepthook

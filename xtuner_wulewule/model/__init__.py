@@ -1,0 +1,1 @@
+"""The model class of the configs, and the tiny model."""

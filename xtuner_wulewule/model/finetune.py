@@ -1,0 +1,73 @@
+"""XTuner's `SupervisedFinetune` with the checks and defaults that the wulewule configs need."""
+
+import os
+
+import torch
+from xtuner.model import SupervisedFinetune
+
+from xtuner_wulewule.errors import ModelError
+
+
+class WulewuleFinetune(SupervisedFinetune):
+    """`SupervisedFinetune`, except that
+
+    * SDPA attention is used where flash-attn is not installed and the config names no attention: XTuner would run InternLM2 eager;
+    * a model that can't be found, or a 4-bit model on a machine without a GPU, ends with one clear line.
+
+    Args: as for `xtuner.model.SupervisedFinetune`; any config can use it by changing `type`.
+
+    Raises:
+        ModelError: the model is neither a folder nor in reach, or needs a GPU that is not there.
+    """
+
+    def _dispatch_lm_model_cfg(self, cfg, max_position_embeddings=None):
+        quantization = cfg.get("quantization_config") or {}
+        four_bit = quantization.get("load_in_4bit") if hasattr(quantization, "get") else getattr(quantization, "load_in_4bit", False)
+        if four_bit and not torch.cuda.is_available() and not _has_npu():
+            raise ModelError(
+                "model.llm.quantization_config loads the model in 4 bit, which needs a GPU, and torch sees none: check nvidia-smi and "
+                "torch.cuda.is_available(), or train wulewule_sft_tiny, which runs on a CPU"
+            )
+        check_model(cfg.pretrained_model_name_or_path)
+        cfg = super()._dispatch_lm_model_cfg(cfg, max_position_embeddings)
+        if getattr(cfg, "attn_implementation", None) is None:
+            cfg.attn_implementation = "sdpa"
+        return cfg
+
+
+def _has_npu():
+    from xtuner.utils.device import is_npu_available
+
+    return is_npu_available
+
+
+def check_model(name_or_path, **kwargs):
+    """Check that a model can be loaded, before anything slow begins. XTuner calls it as the config's `model_resource`.
+
+    Args:
+        name_or_path (str): a folder, or the id of a model on the Hugging Face hub.
+        kwargs: unused; XTuner passes `model_resource.args`.
+
+    Returns:
+        str: `name_or_path`.
+
+    Raises:
+        ModelError: it is neither a folder with a config.json nor an id whose config.json is in the cache or can be downloaded.
+    """
+    if os.path.isdir(name_or_path):
+        if not os.path.isfile(os.path.join(name_or_path, "config.json")):
+            raise ModelError(f"model folder {name_or_path} has no config.json: give the folder that holds the model, in WULEWULE_MODEL")
+        return name_or_path
+    looks_like_path = name_or_path.startswith(("/", "./", "../", "~")) or name_or_path.count("/") != 1
+    reason = "there is no such folder"
+    if not looks_like_path:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            hf_hub_download(name_or_path, "config.json")
+            return name_or_path
+        except Exception as error:  # the hub's client raises a dozen kinds: offline, no such model, gated, time-out
+            reason = f"there is no such folder and the hub does not give it ({type(error).__name__})"
+    raise ModelError(
+        f"model {name_or_path!r} not found: {reason}; set WULEWULE_MODEL to a folder that holds the model, or to an id that can be downloaded"
+    )

@@ -1,0 +1,50 @@
+"""Where things lie: packaged configs and data, the user's cache, and the two settings a config reads from the environment."""
+
+import os
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _packaged(name):
+    inside = _PACKAGE / name  # a wheel
+    return inside if inside.is_dir() else _PACKAGE.parent / name  # an editable install: the checkout
+
+
+def configs_dir():
+    """Return the folder of the packaged configs (pathlib.Path)."""
+    return _packaged("configs")
+
+
+def packaged_data_dir():
+    """Return the folder of the packaged sample data (pathlib.Path)."""
+    return _packaged("data")
+
+
+def config_paths():
+    """Return {config name: path of its file (str)} of everything below `configs/`, as XTuner's own table has it."""
+    return {
+        path.stem: str(path)
+        for path in sorted(configs_dir().rglob("*"))
+        if path.suffix in (".py", ".json") and not path.name.startswith((".", "_"))
+    }
+
+
+def data_dir():
+    """Return the folder of the training data (str): `WULEWULE_DATA_DIR`, else the packaged samples."""
+    return os.path.abspath(os.path.expanduser(os.environ.get("WULEWULE_DATA_DIR") or str(packaged_data_dir())))
+
+
+def model_or(default):
+    """Return the model to start from (str, a folder or a hub id): `WULEWULE_MODEL`, else `default`.
+
+    A relative or `~` path that exists is made absolute, because the adapter records it as its base.
+    """
+    model = os.environ.get("WULEWULE_MODEL") or default
+    expanded = os.path.expanduser(model)
+    return os.path.abspath(expanded) if os.path.isdir(expanded) else model
+
+
+def cache_dir():
+    """Return the folder for what the package makes itself (pathlib.Path): `$XDG_CACHE_HOME` or `~/.cache`, then `xtuner-wulewule`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xtuner-wulewule"

@@ -1,0 +1,119 @@
+"""ONE table of everything the plugin puts into XTuner, and the functions that put it there.
+
+The start-up module calls `after_import` when one of XTuner's modules has just run. Dicts are changed in place with `setdefault` and
+registries are added to: nothing of XTuner's is replaced, except in `compat.py`, where each exception is stated.
+"""
+
+from importlib import import_module
+
+from xtuner_wulewule import compat, errors, paths, prompts
+
+# name in the registry -> "module:object"
+MAP_FUNCTIONS = {
+    "wulewule_pretrain_map_fn": "xtuner_wulewule.dataset.map_fns:wulewule_pretrain_map_fn",
+    "wulewule_sft_map_fn": "xtuner_wulewule.dataset.map_fns:wulewule_sft_map_fn",
+}
+DATASET_FORMATS = {
+    "wulewule_pretrain": MAP_FUNCTIONS["wulewule_pretrain_map_fn"],
+    "wulewule_sft": MAP_FUNCTIONS["wulewule_sft_map_fn"],
+}
+SYSTEM_TEMPLATES = {
+    "wulewule": prompts.WULEWULE_SYSTEM,
+    "wulewule_en": prompts.WULEWULE_SYSTEM_EN,
+}
+# registry of mmengine -> {name: "module:object"}; these modules import mmengine and torch, never xtuner, at module level
+MMENGINE_REGISTRIES = {
+    "DATA_SAMPLERS": {"NoShuffleSampler": "xtuner_wulewule.dataset.samplers:NoShuffleSampler"},
+    "HOOKS": {
+        "AccumulativeCountsHook": "xtuner_wulewule.engine.hooks:AccumulativeCountsHook",
+        "UpdateBudgetHook": "xtuner_wulewule.engine.hooks:UpdateBudgetHook",
+    },
+    "PARAM_SCHEDULERS": {"WarmupCosineLR": "xtuner_wulewule.engine.schedulers:WarmupCosineLR"},
+}
+# these subclass XTuner's own classes, so they can only be imported when the module named here has run
+AFTER_XTUNER_MODEL = {"WulewuleFinetune": "xtuner_wulewule.model.finetune:WulewuleFinetune"}  # MODELS and XTuner's BUILDER
+AFTER_XTUNER_ENGINE = {"BatchedEvaluateChatHook": "xtuner_wulewule.engine.evaluate_chat_hook:BatchedEvaluateChatHook"}  # HOOKS
+
+
+def _load(target):
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _register(registry, table):
+    for name, target in table.items():
+        if name not in registry:
+            registry.register_module(name=name, module=_load(target))
+
+
+def add_configs(module):
+    """Add the packaged configs to `xtuner.configs.cfgs_name_path`."""
+    for name, path in paths.config_paths().items():
+        module.cfgs_name_path.setdefault(name, path)
+
+
+def add_dataset_formats(module):
+    """Add the map functions to XTuner's DATASET_FORMAT_MAPPING."""
+    for name, target in DATASET_FORMATS.items():
+        module.DATASET_FORMAT_MAPPING.setdefault(name, _load(target))
+
+
+def add_system_templates(module):
+    """Add the system prompts to XTuner's SYSTEM_TEMPLATE."""
+    for name, text in SYSTEM_TEMPLATES.items():
+        module.SYSTEM_TEMPLATE.setdefault(name, text)
+
+
+def add_to_registries(module):
+    """Register what needs nothing of XTuner: map functions, sampler, hooks, schedule."""
+    errors.install_excepthook()
+    _register(module.MAP_FUNC, MAP_FUNCTIONS)
+    mmengine = import_module("mmengine.registry")
+    for registry, table in MMENGINE_REGISTRIES.items():
+        _register(getattr(mmengine, registry), table)
+    compat.allow_mmengine_checkpoints()
+    compat.set_up_cpu_processes()
+
+
+def add_models(module):
+    """Register the model class, in mmengine's MODELS and in XTuner's BUILDER, which `pth_to_hf` builds from."""
+    _register(import_module("mmengine.registry").MODELS, AFTER_XTUNER_MODEL)
+    _register(import_module("xtuner.registry").BUILDER, AFTER_XTUNER_MODEL)
+
+
+def add_engine(module):
+    """Register the hook that extends one of XTuner's, and mend DeepSpeed, which `xtuner.engine` has imported."""
+    _register(import_module("mmengine.registry").HOOKS, AFTER_XTUNER_ENGINE)
+    compat.allow_deepspeed_checkpoints()
+    compat.single_process_deepspeed()
+
+
+# module of XTuner -> what happens when it has run. The start-up module holds the same names: tests compare them.
+ACTIONS = {
+    "xtuner.configs": add_configs,
+    "xtuner.dataset.map_fns.dataset_map_fns": add_dataset_formats,
+    "xtuner.engine": add_engine,
+    "xtuner.entry_point": compat.honest_entry_point,
+    "xtuner.model": add_models,
+    "xtuner.registry": add_to_registries,
+    "xtuner.utils.device": compat.cpu_bf16_query,
+    "xtuner.utils.templates": add_system_templates,
+}
+
+
+def after_import(module):
+    """Extend a module of XTuner that has just been imported.
+
+    Args:
+        module (types.ModuleType): the module; one whose name is not in `ACTIONS` is left alone.
+    """
+    action = ACTIONS.get(module.__name__)
+    if action is not None:
+        action(module)
+
+
+def explain_import_error(module, error):
+    """Return an error that names the fix, or None where the ImportError of a target says enough."""
+    if module.__name__ == "bitsandbytes":
+        return compat.explain_bitsandbytes(error)
+    return None
