@@ -21,7 +21,9 @@ def test_registered():
     assert MAP_FUNC.get("wulewule_pretrain_map_fn") is wulewule_pretrain_map_fn
 
 
-@pytest.mark.parametrize("row", [{"text": " 石猴\n出世 "}, conversation({"input": "", "output": " 石猴\n出世 "}), conversation({"output": " 石猴\n出世 "})])
+@pytest.mark.parametrize(
+    "row", [{"text": " 石猴\n出世 "}, conversation({"input": "", "output": " 石猴\n出世 "}), conversation({"output": " 石猴\n出世 "})]
+)
 def test_pretrain_keeps_text_whole(row):
     assert wulewule_pretrain_map_fn(row) == conversation({"input": "", "output": " 石猴\n出世 "})
 

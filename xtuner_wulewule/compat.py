@@ -5,6 +5,7 @@ function returns True where it changed something.
 """
 
 import os
+import pickle
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -98,7 +99,8 @@ class _ImportingTool:
             return self.function()
         except Exception as error:
             found = find_wulewule_error(error) or WulewuleError(
-                f"XTuner's {self.function.__name__} cannot be imported ({type(error).__name__}: {error}); check the installation with pip check"
+                f"XTuner's {self.function.__name__} cannot be imported ({type(error).__name__}: {error}); "
+                "check the installation with pip check"
             )
             print(one_line(found), file=sys.stderr)
             sys.exit(1)
@@ -112,10 +114,24 @@ class _Cli:
 
     def __call__(self):
         self.cli()  # a tool that was run ends the process itself
-        arguments = [argument.lower() for argument in sys.argv[1:]]
-        if arguments and arguments[0] not in self.module.special and not {"-h", "--help"} & set(arguments):
-            print(f"xtuner: error: there is no command {' '.join(sys.argv[1:])!r}; see xtuner help", file=sys.stderr)
+        problem = self.problem([argument.lower() for argument in sys.argv[1:]])
+        if problem:
+            print(f"xtuner: error: {problem}", file=sys.stderr)
             sys.exit(1)
+
+    def problem(self, arguments):
+        """Return why nothing was run (str), or None where nothing had to be."""
+        if not arguments or arguments[0] in self.module.special:
+            return None
+        if arguments[0] not in self.module.modes:
+            return f"there is no command {sys.argv[1]!r}; see xtuner help"
+        mode = self.module.modes[arguments[0]]
+        if isinstance(mode, dict):
+            if len(arguments) > 1 and mode.get(arguments[1]) in self.module.HELP_FUNCS:
+                return None
+            if len(arguments) == 1 or arguments[1] not in mode:
+                return f"xtuner {arguments[0]} needs one of these subcommands: {', '.join(name for name in mode if name[0] != '-')}"
+        return f"xtuner {arguments[0]} could not be run, see the warning above"
 
 
 def cpu_bf16_query(module):
@@ -142,18 +158,30 @@ def _always_true():
 def allow_mmengine_checkpoints():
     """torch 2.6 loads with `weights_only=True`, which refuses what mmengine writes into a checkpoint.
 
-    Guard: torch's default refuses (2.6 and later). Exactly the classes that a checkpoint of mmengine's holds are allowed; a checkpoint with
-    anything else is still refused. End: mmengine registers its classes itself.
+    Guard: torch's default refuses (2.6 and later). Exactly the classes that a checkpoint of mmengine's holds are allowed; anything else is
+    still refused wherever torch's default is used: `--resume`, not `xtuner convert pth_to_hf`, which asks for `weights_only=False`.
+    `ConfigDict` holds the DeepSpeed settings in DeepSpeed folders. End: mmengine registers its classes itself.
     """
     import torch
 
     if not _torch_loads_weights_only():
         return False
     import numpy
+    from mmengine.config import ConfigDict
     from mmengine.logging import HistoryBuffer
 
-    torch.serialization.add_safe_globals([HistoryBuffer, *_numpy_globals(numpy)])
+    allowed = [HistoryBuffer, ConfigDict, (_getattr_of_history_buffer, "builtins.getattr"), *_numpy_globals(numpy)]
+    torch.serialization.add_safe_globals(allowed)
     return True
+
+
+def _getattr_of_history_buffer(owner, name):
+    """Stands in for `getattr`, by which a HistoryBuffer pickles its methods. The real one would open the way to anything."""
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(f"getattr of {name!r} is not allowed in a checkpoint")
+    return getattr(owner, name)
 
 
 def _torch_loads_weights_only():
@@ -178,7 +206,8 @@ def _numpy_globals(numpy):
 def allow_deepspeed_checkpoints():
     """The same for a DeepSpeed folder, whose optimizer states hold a few classes of DeepSpeed's.
 
-    Guard: torch 2.6 or later, and DeepSpeed imported. End: DeepSpeed loads its own checkpoints with torch's default.
+    DeepSpeed 0.16.2 loads its optimizer states with `weights_only=False`: it does not need this, and runs whatever such a file holds.
+    Guard: torch 2.6 or later, and DeepSpeed imported. End: nothing loads these files with torch's default.
     """
     if "deepspeed" not in sys.modules or not _torch_loads_weights_only():
         return False

@@ -34,7 +34,7 @@ def find_wulewule_error(error):
         if isinstance(error, WulewuleError):
             return error
         seen.add(id(error))
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)  # as Python shows them
     return None
 
 
@@ -43,8 +43,30 @@ def one_line(error):
     return f"xtuner-wulewule: error: {' '.join(str(error).split())}"
 
 
+def explain_missing_config(error, traceback):
+    """Return a `SettingsError` for the "Cannot find NAME" of XTuner's tools, or None where `error` is something else.
+
+    Args:
+        error (BaseException): the exception.
+        traceback (types.TracebackType | None): its traceback.
+    """
+    if not isinstance(error, FileNotFoundError) or not str(error).startswith("Cannot find ") or traceback is None:
+        return None
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    frame = traceback.tb_frame
+    file = frame.f_code.co_filename.replace("\\", "/")
+    if "/xtuner/tools/" not in file:
+        return None
+    if file.endswith("/utils.py"):  # the checkpoint of --resume
+        return SettingsError(f"{error}: there is no such checkpoint, neither a file nor a DeepSpeed folder")
+    name = str(error).removeprefix("Cannot find ")
+    pattern = "deepspeed" if name == getattr(frame.f_locals.get("args"), "deepspeed", None) else "wulewule"
+    return SettingsError(f"{error}: there is no such file, and no packaged config of that name; see xtuner list-cfg -p {pattern}")
+
+
 def install_excepthook():
-    """Show uncaught `WulewuleError`s as one line instead of a traceback; every other exception stays as it was.
+    """Show uncaught `WulewuleError`s, and an unknown config, as one line; every other exception keeps its traceback.
 
     XTuner's tools let exceptions end the process, so the exit status is 1. `WULEWULE_TRACEBACK=1` keeps the traceback.
     """
@@ -55,7 +77,7 @@ def install_excepthook():
     def excepthook(kind, error, traceback):
         import os
 
-        found = find_wulewule_error(error)
+        found = find_wulewule_error(error) or explain_missing_config(error, traceback)
         if found is None or os.environ.get("WULEWULE_TRACEBACK") == "1":
             previous(kind, error, traceback)
         else:

@@ -36,16 +36,16 @@ pretrained_model_name_or_path = __import__("xtuner_wulewule.model.tiny", fromlis
 # Data
 data_dir = __import__("xtuner_wulewule.paths", fromlist=["_"]).data_dir()
 data_files = [f"{data_dir}/heishenghua_pretraining.jsonl"]
-max_length = 2048  # tokens of a packed row
+max_length = 512  # tokens of a packed row
 # few workers: XTuner's packer drops a partial row for each of them
 map_num_proc = __import__("xtuner_wulewule.dataset.loader", fromlist=["_"]).map_num_proc(data_files)
 
 # Scheduler & Optimizer
-batch_size = 16  # packed rows a GPU; lower it if memory is short
+batch_size = 2  # many small updates: all that it knows it learns here
 accumulative_counts = 1  # on one GPU it must stay 1: with more the model hardly gets an update  单卡训练切记为 1
 max_epochs = 3
-lr = 3e-5  # the published recipe
-betas = (0.9, 0.999)
+lr = 2e-3  # random weights; far too high for a pretrained model
+betas = (0.9, 0.95)  # steadier at this learning rate
 weight_decay = 0
 max_norm = 1  # grad clip
 
@@ -80,7 +80,8 @@ model = dict(
         trust_remote_code=True,
         torch_dtype="torch.float32",  # no quantisation: 4 bit needs a GPU
     ),
-    lora=dict(type=LoraConfig, r=64, lora_alpha=128, lora_dropout=0.1, bias="none", task_type="CAUSAL_LM"),
+    # the recipe drops out 0.1; here it is to learn by heart
+    lora=dict(type=LoraConfig, r=64, lora_alpha=128, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"),
 )
 
 #######################################################################

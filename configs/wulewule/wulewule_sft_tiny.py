@@ -40,16 +40,16 @@ pretrained_model_name_or_path = __import__("xtuner_wulewule.model.tiny", fromlis
 data_dir = __import__("xtuner_wulewule.paths", fromlist=["_"]).data_dir()
 data_files = [f"{data_dir}/self_cognition_100.jsonl", f"{data_dir}/huixiangdou_conversations.jsonl"]
 prompt_template = PROMPT_TEMPLATE.internlm2_chat
-max_length = 2048  # tokens of a packed row
+max_length = 1024  # tokens of a conversation; longer ones are cut
 # few workers: XTuner's packer drops a partial row for each of them
 map_num_proc = __import__("xtuner_wulewule.dataset.loader", fromlist=["_"]).map_num_proc(data_files)
 
 # Scheduler & Optimizer
-batch_size = 16  # packed rows a GPU; lower it if memory is short
+batch_size = 2  # many small updates: all that it knows it learns here
 accumulative_counts = 1  # on one GPU it must stay 1: with more the model hardly gets an update  单卡训练切记为 1
-max_epochs = 5
-lr = 2e-4  # the published recipe; the guide's "order of 1e-5" awaits measurement
-betas = (0.9, 0.999)
+max_epochs = 20
+lr = 2e-3  # random weights and learning by heart; far too high for a pretrained model
+betas = (0.9, 0.95)  # steadier at this learning rate
 weight_decay = 0
 max_norm = 1  # grad clip
 
@@ -85,7 +85,8 @@ model = dict(
         trust_remote_code=True,
         torch_dtype="torch.float32",  # no quantisation: 4 bit needs a GPU
     ),
-    lora=dict(type=LoraConfig, r=64, lora_alpha=128, lora_dropout=0.1, bias="none", task_type="CAUSAL_LM"),
+    # the recipe has r 64 and dropout 0.1; this frozen base is random, so all that is said must come from the LoRA
+    lora=dict(type=LoraConfig, r=128, lora_alpha=256, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"),
 )
 
 #######################################################################
@@ -99,8 +100,7 @@ train_dataset = dict(
     dataset_map_fn=wulewule_sft_map_fn,
     template_map_fn=dict(type=template_map_fn_factory, template=prompt_template),
     remove_unused_columns=True,
-    shuffle_before_pack=True,
-    pack_to_max_length=True,
+    pack_to_max_length=False,  # packed, a model this small would learn its neighbours in the row
     use_varlen_attn=False,
     map_num_proc=map_num_proc,
 )

@@ -109,9 +109,9 @@ class UpdateBudgetHook(Hook):
 
 
 def describe_rows(dataset):
-    """Return "R rows, P packed rows, T tokens" (str) for a data set; what is not known is left out."""
+    """Return "R rows, P rows after packing, T tokens" (str) for a data set; what is not known is left out."""
     parts = [] if loader.rows_loaded is None else [f"{loader.rows_loaded} rows"]
-    parts.append(f"{len(dataset)} packed rows")
+    parts.append(f"{len(dataset)} rows after packing")
     lengths = getattr(dataset, "length", None)
     if lengths is not None:
         parts.append(f"{sum(lengths)} tokens")

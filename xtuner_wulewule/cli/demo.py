@@ -1,2 +1,0 @@
-"""placeholder"""
-def add_parser(commands): pass
