@@ -9,7 +9,7 @@ import pickle
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from xtuner_wulewule.errors import UnsupportedStackError, one_line
+from xtuner_wulewule.errors import UnsupportedStackError, WulewuleError, find_wulewule_error, install_excepthook, one_line
 
 
 def _installed(package):
@@ -32,8 +32,6 @@ def explain_bitsandbytes(error):
     """
     if not (getattr(error, "name", None) or "").startswith("triton.ops"):
         return None
-    from xtuner_wulewule.errors import install_excepthook
-
     install_excepthook()
     return UnsupportedStackError(
         f"bitsandbytes {_installed('bitsandbytes')} cannot be imported with torch {_installed('torch')} "
@@ -93,8 +91,6 @@ class _ImportingTool:
         self.function = function
 
     def __call__(self):
-        from xtuner_wulewule.errors import WulewuleError, find_wulewule_error
-
         try:
             return self.function()
         except Exception as error:

@@ -1,7 +1,7 @@
 """Map functions from the rows of the wulewule data files to XTuner's `conversation` format.
 
-They import nothing heavy, because XTuner's registry is extended with them while it is being imported, and are plain functions, because mmengine
-registers no others.
+They import nothing heavy, because XTuner's registry is extended with them while it is being imported, and are plain functions, because
+mmengine registers no others.
 """
 
 from collections.abc import Mapping
@@ -51,8 +51,8 @@ def wulewule_pretrain_map_fn(example):
     """Map a row of pretraining text; the text is kept whole, in order.
 
     Args:
-        example (dict): `{"text": str}`, or the training guide's form `{"conversation": [{"input": "", "output": str}, …]}`, whose inputs must
-            be empty: in pretraining everything is trained.
+        example (dict): `{"text": str}`, or the training guide's form `{"conversation": [{"input": "", "output": str}, …]}`, whose inputs
+            must be empty: in pretraining everything is trained.
 
     Returns:
         dict: `{"conversation": [{"input": "", "output": str}]}`; several outputs are joined without a separator.

@@ -44,8 +44,8 @@ class AccumulativeCountsHook(Hook):
             return
         iterations = runner.max_iters
         message = (
-            f"accumulative_counts is {counts} on one process: this run makes {count_updates(iterations, counts, flushes)} optimizer updates "
-            f"in {iterations} iterations, with 1 it would make {iterations}. Set {ACCUMULATION_SETTING}"
+            f"accumulative_counts is {counts} on one process: this run makes {count_updates(iterations, counts, flushes)} optimizer "
+            f"updates in {iterations} iterations, with 1 it would make {iterations}. Set {ACCUMULATION_SETTING}"
         )
         if self.action == "raise":
             raise SettingsError(message)
@@ -78,8 +78,8 @@ class UpdateBudgetHook(Hook):
         updates = count_updates(iterations, counts, flushes)
         if updates == 0:
             raise SettingsError(
-                f"this run would make no optimizer update: {iterations} iterations, {counts} for each update. Use more data or epochs, or set "
-                f"{ACCUMULATION_SETTING}"
+                f"this run would make no optimizer update: {iterations} iterations, {counts} for each update. Use more data or epochs, or "
+                f"set {ACCUMULATION_SETTING}"
             )
         groups = runner.optim_wrapper.param_groups
         asked = max(group.get("initial_lr", group["lr"]) for group in groups)
@@ -103,8 +103,8 @@ class UpdateBudgetHook(Hook):
             )
         if updates < self.min_updates:
             runner.logger.warning(
-                f"Only {updates} optimizer updates: the model will hardly learn. Raise max_epochs, lower batch_size or max_length in PART 1 "
-                "of the config, or use more data"
+                f"Only {updates} optimizer updates: the model will hardly learn. Raise max_epochs, lower batch_size or max_length in "
+                "PART 1 of the config, or use more data"
             )
 
 

@@ -69,5 +69,6 @@ def check_model(name_or_path, **kwargs):
         except Exception as error:  # the hub's client raises a dozen kinds: offline, no such model, gated, time-out
             reason = f"there is no such folder and the hub does not give it ({type(error).__name__})"
     raise ModelError(
-        f"model {name_or_path!r} not found: {reason}; set WULEWULE_MODEL to a folder that holds the model, or to an id that can be downloaded"
+        f"model {name_or_path!r} not found: {reason}; set WULEWULE_MODEL to a folder that holds the model, or to an id that can be "
+        "downloaded"
     )
