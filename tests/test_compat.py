@@ -353,6 +353,7 @@ def test_mpi_is_asked_where_mpi4py_is_installed(tmp_path, monkeypatch):
 # 13: two processes without a GPU
 
 TWO_PROCESSES = """
+import os
 import xtuner.registry
 import torch
 from mmengine.dist import get_rank, init_dist
@@ -361,7 +362,8 @@ init_dist("pytorch", backend="nccl")
 torch.manual_seed(0)
 model = MMDistributedDataParallel(torch.nn.Linear(2, 1), device_ids=[0])
 model(torch.full((1, 2), 1.0 + get_rank())).sum().backward()
-print("gradient", model.module.weight.grad.tolist(), torch.distributed.get_backend(), flush=True)
+# one write: the two ranks share a pipe, and print would interleave its pieces
+os.write(1, f"gradient {model.module.weight.grad.tolist()} {torch.distributed.get_backend()}\\n".encode())
 torch.distributed.destroy_process_group()
 """
 
