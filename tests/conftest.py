@@ -7,7 +7,7 @@ import tempfile
 # a test must never wait for a hub; models are folders here
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# DeepSpeed compiles a small library on first use. A run that was killed leaves a lock in the user's cache, for which the next waits for ever.
+# DeepSpeed compiles a small library on first use. A killed run leaves a lock in the user's cache, and the next waits for it for ever.
 EXTENSIONS = os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
 
 
