@@ -23,6 +23,19 @@ class SettingsError(WulewuleError):
     """A setting of the config makes no sense for this run."""
 
 
+class StepError(WulewuleError):
+    """A step of the recipe failed.
+
+    Args:
+        message (str): as for `WulewuleError`.
+        last_lines (list[str], optional): the last lines of its output.
+    """
+
+    def __init__(self, message, last_lines=()):
+        super().__init__(message)
+        self.last_lines = list(last_lines)
+
+
 class UnsupportedStackError(WulewuleError, ImportError):
     """Installed versions don't work together."""
 

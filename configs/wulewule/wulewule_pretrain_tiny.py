@@ -44,7 +44,7 @@ map_num_proc = __import__("xtuner_wulewule.dataset.loader", fromlist=["_"]).map_
 batch_size = 2  # many small updates: all that it knows it learns here
 accumulative_counts = 1  # on one GPU it must stay 1: with more the model hardly gets an update  单卡训练切记为 1
 max_epochs = 3
-lr = 2e-3  # random weights; far too high for a pretrained model
+lr = 5e-4  # random weights; far too high for a pretrained model
 betas = (0.9, 0.95)  # steadier at this learning rate
 weight_decay = 0
 max_norm = 1  # grad clip

@@ -48,7 +48,7 @@ map_num_proc = __import__("xtuner_wulewule.dataset.loader", fromlist=["_"]).map_
 batch_size = 2  # many small updates: all that it knows it learns here
 accumulative_counts = 1  # on one GPU it must stay 1: with more the model hardly gets an update  单卡训练切记为 1
 max_epochs = 20
-lr = 2e-3  # random weights and learning by heart; far too high for a pretrained model
+lr = 1.5e-3  # random weights and learning by heart; far too high for a pretrained model
 betas = (0.9, 0.95)  # steadier at this learning rate
 weight_decay = 0
 max_norm = 1  # grad clip
@@ -147,7 +147,7 @@ custom_hooks = [
 
 default_hooks = dict(
     timer=dict(type=IterTimerHook),
-    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=1),  # runs are short; raise it for long ones
+    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=save_steps, max_keep_ckpts=save_total_limit),
     sampler_seed=dict(type=DistSamplerSeedHook),

@@ -22,9 +22,10 @@ def main(argv=None):
     )
     parser.add_argument("--version", action="version", version=f"xtuner-wulewule {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    from xtuner_wulewule.cli import path
+    from xtuner_wulewule.cli import demo, path
 
-    path.add_parser(commands)
+    for module in (demo, path):
+        module.add_parser(commands)
     args = parser.parse_args(argv)
     try:
         return args.run(args)

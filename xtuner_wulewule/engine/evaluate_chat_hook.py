@@ -1,23 +1,58 @@
-"""XTuner's evaluation chat, in one batch instead of one prompt after the other."""
+"""XTuner's evaluation chat, in one batch instead of one prompt after the other, and within a share of the training time."""
+
+import time
 
 import torch
+from mmengine.dist import broadcast_object_list
+from transformers import StoppingCriteria, StoppingCriteriaList
 from xtuner.engine.hooks import EvaluateChatHook
+
+FIRST_TOKENS = 12  # before training nothing is known of the time that it will take
+FEWEST_TOKENS = 8
+
+
+class StopWords(StoppingCriteria):
+    """Ends each row of a batch at its own stop word; XTuner's criterion looks at the first row and ends all of them.
+
+    Args:
+        tokenizer (transformers.PreTrainedTokenizerBase): decodes the last tokens of a row.
+        words (list[str]): the stop words.
+        length (int): length of the prompts in tokens, in which no stop word counts.
+    """
+
+    def __init__(self, tokenizer, words, length):
+        self.tokenizer, self.words, self.length = tokenizer, tuple(words), length
+
+    def __call__(self, input_ids, scores=None, **kwargs):
+        """Return which rows of `input_ids` (batch, tokens) have ended (torch.BoolTensor of shape (batch,))."""
+        tails = self.tokenizer.batch_decode(input_ids[:, max(self.length, input_ids.shape[1] - 8) :])
+        return torch.tensor([bool(self.words) and tail.rstrip().endswith(self.words) for tail in tails], device=input_ids.device)
 
 
 class BatchedEvaluateChatHook(EvaluateChatHook):
     """`EvaluateChatHook` that answers all prompts in one left-padded batch, greedily, and once at the end instead of twice.
 
-    XTuner's hook generates up to 600 tokens for each prompt in turn: over 100 s an evaluation on an H100 with the published settings.
+    XTuner's hook generates up to 600 tokens for each prompt in turn: over 100 s an evaluation on an H100 with the published settings. This
+    one measures how long a token takes and shortens its answers so that all evaluations together stay within a share of the training time.
+    Every rank generates the same number of tokens, the one that rank 0 found.
 
     Args:
-        max_new_tokens (int): length of an answer in tokens. Defaults to 64.
+        max_new_tokens (int): longest answer in tokens. Defaults to 64.
+        max_share (float): share of the training time that evaluation may take; the answers before training are 12 tokens long, and none is
+            cut under 8. Defaults to 0.08.
         kwargs: as for `xtuner.engine.hooks.EvaluateChatHook`.
     """
 
-    def __init__(self, *args, max_new_tokens=64, **kwargs):
-        super().__init__(*args, max_new_tokens=max_new_tokens, **kwargs)
+    def __init__(self, *args, max_new_tokens=64, max_share=0.08, stop_words=(), **kwargs):
+        # a list of its own: XTuner appends to the default one, which all hooks share
+        self.stop_words = list(stop_words)
+        super().__init__(*args, max_new_tokens=max_new_tokens, stop_words=self.stop_words, **kwargs)
         self.gen_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+        self.max_share = max_share
         self.last_iteration = None
+        self.begin = None
+        self.spent = self.spent_since = 0.0  # seconds of evaluation, altogether and since training began
+        self.seconds_a_token = None
 
     def _eval_language(self, runner, model, device, max_new_tokens=None, save_eval_output=False):
         prompts = [(self.system + self.instruction).format(input=text, round=1, **runner.cfg) for text in self.evaluation_inputs]
@@ -32,7 +67,7 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
                 attention_mask=attention_mask,
                 max_new_tokens=max_new_tokens,
                 generation_config=self.gen_config,
-                stopping_criteria=self.stop_criteria,
+                stopping_criteria=StoppingCriteriaList([StopWords(self.tokenizer, self.stop_words, length)]),
             )
         answers = [self.tokenizer.decode(ids[length:], skip_special_tokens=True) for ids in output]
         texts = [f"{prompt}{answer}\n" for prompt, answer in zip(prompts, answers, strict=True)]
@@ -40,10 +75,32 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
             runner.logger.info(f"Sample output:\n{text}")
         if save_eval_output:
             self._save_eval_output(runner, texts)
+        self.generated = output.shape[1] - length
+
+    def affordable_tokens(self):
+        """Return how long an answer may be now (int, tokens)."""
+        if self.begin is None or self.seconds_a_token is None:
+            return min(FIRST_TOKENS, self.max_new_tokens)
+        trained = time.monotonic() - self.begin - self.spent_since
+        tokens = (self.max_share * trained - self.spent) / self.seconds_a_token
+        return int(min(self.max_new_tokens, max(FEWEST_TOKENS, tokens)))
 
     def _generate_samples(self, runner, max_new_tokens=None, save_eval_output=False):
         self.last_iteration = runner.iter
-        super()._generate_samples(runner, max_new_tokens, save_eval_output)
+        agreed = [self.affordable_tokens()]
+        broadcast_object_list(agreed)
+        begin = time.monotonic()
+        super()._generate_samples(runner, agreed[0], save_eval_output)
+        seconds = time.monotonic() - begin
+        self.seconds_a_token = seconds / max(1, self.generated)
+        self.spent += seconds
+        self.spent_since += seconds
+        runner.logger.info(f"Evaluation: {self.generated} tokens an answer in {seconds:.1f} s")
+
+    def before_train(self, runner):
+        """Evaluate, and start the clock of the training time."""
+        super().before_train(runner)
+        self.begin, self.spent_since = time.monotonic(), 0.0
 
     def after_train(self, runner):
         """Evaluate at the end, unless the last iteration's checkpoint already did."""

@@ -1,6 +1,5 @@
 """Each defect of `xtuner_wulewule.compat`: that it is still there upstream, and that our function mends it. Real interpreters run both."""
 
-import os
 import subprocess
 import sys
 import sysconfig
@@ -8,33 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from commands import XTUNER, last_line, python, run
 
 from xtuner_wulewule import compat, errors
 
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
-XTUNER = Path(sys.executable).parent / "xtuner"
 TOOLS = SITE_PACKAGES / "xtuner" / "tools"
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "NNODES", "LAUNCHER")
-
-
-def run(command, folder, autoload=True, **env):
-    """Run a command in `folder`, with the plugin or without it."""
-    outer = {name: value for name, value in os.environ.items() if name not in LAUNCHER and not name.startswith(("XTUNER_", "PYTHON"))}
-    # no accelerator is seen, and one thread a process
-    env = {**outer, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "XTUNER_WULEWULE_AUTOLOAD": str(int(autoload)), **env}
-    return subprocess.run(list(map(str, command)), cwd=folder, env=env, capture_output=True, text=True, timeout=120)
-
-
-def python(code, folder, autoload=True, **env):
-    return run([sys.executable, "-W", "ignore", "-c", code], folder, autoload, **env)
 
 
 def gone(function):
     return f"upstream no longer has the defect: delete compat.{function}"
-
-
-def last_line(text):
-    return text.strip().splitlines()[-1]
 
 
 # 1: bitsandbytes 0.45.0 and triton without `ops`
@@ -269,6 +251,12 @@ def test_negative_status_is_a_signal(monkeypatch):
     assert caught.value.code == 137
 
 
+def test_tool_is_found_without_being_imported(tmp_path):
+    code = "import sys; from xtuner import entry_point; print(entry_point.modes['train']()); print('xtuner.tools.train' in sys.modules)"
+    result = python(code, tmp_path)
+    assert result.stdout.split() == [str(TOOLS / "train.py"), "False"], result.stderr
+
+
 def test_tool_that_cannot_be_imported_is_one_line(capsys):
     def train():
         raise RuntimeError("two\nlines")
@@ -348,6 +336,38 @@ def test_mpi_is_asked_where_mpi4py_is_installed(tmp_path, monkeypatch):
     (tmp_path / "mpi4py.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     assert compat._OneProcess(lambda *args, **kwargs: (args, kwargs))(distributed_port=1) == ((), {"distributed_port": 1})
+
+
+# mmengine's two seconds between epochs
+
+SLEEP = """
+import time
+import torch
+from mmengine.runner import loops
+from xtuner_wulewule import compat
+slept = []
+time.sleep = slept.append
+def second_epoch(workers):
+    batches = loops._InfiniteDataloaderIterator(torch.utils.data.DataLoader([1], num_workers=workers))
+    assert [next(batches).item(), next(batches).item()] == [1, 1]
+second_epoch(0)
+print("upstream", slept)
+assert compat.no_sleep_between_epochs() and not compat.no_sleep_between_epochs()
+slept.clear()
+second_epoch(0)
+print("without workers", slept)
+second_epoch(1)
+print("with workers", slept)
+loops.time.sleep(3)
+print("elsewhere", slept)
+"""
+
+
+def test_mmengine_sleeps_between_epochs_only_where_there_are_workers(tmp_path):
+    result = python(SLEEP, tmp_path, autoload=False)
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("[20")]  # DeepSpeed's log
+    assert lines[:1] == ["upstream [2]"], gone("no_sleep_between_epochs") + result.stderr
+    assert lines[1:] == ["without workers []", "with workers [2]", "elsewhere [2, 3]"], result.stderr
 
 
 # 13: two processes without a GPU

@@ -1,0 +1,46 @@
+"""Real interpreters and the real `xtuner` and `wulewule` commands of the environment that runs the tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+XTUNER = Path(sys.executable).parent / "xtuner"
+WULEWULE = Path(sys.executable).parent / "wulewule"
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "NNODES", "LAUNCHER")
+
+
+def run(command, folder, autoload=True, timeout=120, stdin=None, **env):
+    """Run a command in `folder`, with the plugin or without it.
+
+    Args:
+        command (list): the command line.
+        folder (pathlib.Path): where to run it.
+        autoload (bool): whether the start-up file is active.
+        timeout (int): seconds.
+        stdin (str | None): what it reads.
+        env: further environment variables.
+
+    Returns:
+        subprocess.CompletedProcess: with stdout and stderr as text.
+    """
+    ours = ("XTUNER_", "WULEWULE_", "PYTHON")
+    outer = {name: value for name, value in os.environ.items() if name not in LAUNCHER and not name.startswith(ours)}
+    # no accelerator is seen, and one thread a process
+    env = {**outer, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "XTUNER_WULEWULE_AUTOLOAD": str(int(autoload)), **env}
+    return subprocess.run(list(map(str, command)), cwd=folder, env=env, input=stdin, capture_output=True, text=True, timeout=timeout)
+
+
+def python(code, folder, autoload=True, **env):
+    """Run `python -c code`; see `run`."""
+    return run([sys.executable, "-W", "ignore", "-c", code], folder, autoload, **env)
+
+
+def xtuner(*arguments, folder, timeout=240, **env):
+    """Run `xtuner ARGUMENTS`; see `run`."""
+    return run([XTUNER, *arguments], folder, timeout=timeout, **env)
+
+
+def last_line(text):
+    """Return the last line of a text that isn't blank."""
+    return text.strip().splitlines()[-1]

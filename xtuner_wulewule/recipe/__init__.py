@@ -1,0 +1,1 @@
+"""The recipe as a chain of XTuner's own commands."""

@@ -1,0 +1,81 @@
+"""What a person sees while the steps run: on a terminal a live line, elsewhere one line when a step ends."""
+
+import time
+from contextlib import contextmanager
+
+from xtuner_wulewule.errors import StepError
+
+
+class Display:
+    """Prints to standard output, step by step."""
+
+    def __init__(self):
+        from rich.console import Console
+
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.number = 0
+
+    def print(self, text):
+        """Print a line of plain text."""
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def step(self, name, what):
+        """Show a step while it runs and how it ended.
+
+        Args:
+            name (str): its name.
+            what (str): what it runs; shown above it.
+
+        Yields:
+            Step: whose `progress` may be told of training iterations.
+        """
+        self.number += 1
+        self.print(f"\n[{self.number}] {name}: {what}")
+        step = Step(name)
+        begin = time.monotonic()
+        try:
+            if self.console.is_terminal:
+                from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+                with Progress(
+                    SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=self.console, transient=True
+                ) as bar:
+                    task = bar.add_task(name)
+                    step.show = lambda text: bar.update(task, description=text)
+                    yield step
+            else:
+                yield step
+        except StepError as error:
+            self.print(f"    failed after {time.monotonic() - begin:.0f} s")
+            for line in error.last_lines:
+                self.print(f"    | {line}")
+            raise
+        self.print(f"    done in {time.monotonic() - begin:.0f} s{step.ended()}")
+
+
+class Step:
+    """One running step.
+
+    Args:
+        name (str): its name.
+    """
+
+    def __init__(self, name):
+        self.name = name
+        self.first = self.last = None
+        self.show = None
+
+    def progress(self, progress):
+        """Take note of a `TrainingProgress`, and show it on a terminal."""
+        self.first = self.first or progress
+        self.last = progress
+        if self.show is not None:
+            done = f"iteration {progress.iteration}/{progress.iterations}"
+            self.show(f"{done}  loss {progress.loss:.4f}  lr {progress.lr:.2e}  remaining {progress.eta}")
+
+    def ended(self):
+        """Return what to add to the closing line (str)."""
+        if self.first is None:
+            return ""
+        return f": {self.last.iterations} iterations, loss {self.first.loss:.2f} -> {self.last.loss:.2f}"

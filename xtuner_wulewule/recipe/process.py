@@ -1,0 +1,132 @@
+"""Runs one of XTuner's commands: output into a log file, progress to whoever asks, exit status checked."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from xtuner_wulewule.errors import StepError
+
+# mmengine's line, for example: Iter(train) [ 41/236]  lr: 1.9e-03  eta: 0:00:08  time: 0.04  data_time: 0.003  loss: 6.87
+_PROGRESS = re.compile(
+    r"Iter\(train\) \[\s*(?P<iteration>\d+)/(?P<iterations>\d+)\]\s+lr: (?P<lr>\S+)\s+eta: (?P<eta>.+?)\s{2}.*\bloss: (?P<loss>\S+)"
+)
+LAST_LINES = 20
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """One logged iteration of a training step.
+
+    Args:
+        iteration (int): iterations done.
+        iterations (int): length of the run in iterations.
+        lr (float): learning rate of that iteration.
+        loss (float): mean loss of the last logged iterations.
+        eta (str): remaining time as mmengine writes it, "H:MM:SS", with days before it in a long run.
+    """
+
+    iteration: int
+    iterations: int
+    lr: float
+    loss: float
+    eta: str
+
+
+def parse_progress(line):
+    """Return the `TrainingProgress` of a line of mmengine's log, or None where the line is another one."""
+    match = _PROGRESS.search(line)
+    if match is None:
+        return None
+    return TrainingProgress(int(match["iteration"]), int(match["iterations"]), float(match["lr"]), float(match["loss"]), match["eta"])
+
+
+def xtuner_command(*arguments):
+    """Return the command line (list[str]) of `xtuner ARGUMENTS` with the `xtuner` of this environment, activated or not."""
+    script = Path(sysconfig.get_path("scripts")) / "xtuner"
+    start = [str(script)] if script.is_file() else [sys.executable, "-c", "from xtuner.entry_point import cli; cli()"]
+    return [*start, *map(str, arguments)]
+
+
+def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=True):
+    """Run a command to its end.
+
+    Args:
+        command (list[str]): the command line.
+        log (pathlib.Path): file that all its output is appended to.
+        env (dict[str, str], optional): variables set on top of this process's.
+        stdin (str, optional): what the command reads; otherwise it reads nothing.
+        on_progress (callable, optional): called with a `TrainingProgress` for each logged iteration.
+        stderr_too (bool): return standard error among the output; it always goes into the log. Defaults to True.
+
+    Returns:
+        str: its output.
+
+    Raises:
+        StepError: it ended with a status other than 0; the message names the status, the last lines and the log.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    env = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
+    output = []
+    with open(log, "a", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if stderr_too else file,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # so that an interruption can end its children too
+        )
+        try:
+            if stdin is not None:
+                process.stdin.write(stdin)  # a few lines: they fit the pipe
+                process.stdin.close()
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                output.append(line)
+                progress = parse_progress(line) if on_progress is not None else None
+                if progress is not None:
+                    on_progress(progress)
+            status = process.wait()
+        finally:
+            _end(process)
+    if status != 0:
+        last = last_lines(log)
+        raise StepError(_explain(status, last, log), last_lines=last)
+    return "".join(output)
+
+
+def last_lines(log, lines=LAST_LINES):
+    """Return the last lines (list[str]) of a log that are not blank."""
+    with open(log, encoding="utf-8", errors="replace") as file:
+        return list(deque((line.rstrip() for line in file if line.strip()), maxlen=lines))
+
+
+def _end(process):
+    """End a process that still runs, and its children."""
+    import signal
+
+    if process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, number)
+                process.wait(timeout=10)
+                return
+            except ProcessLookupError:
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def _explain(status, last, log):
+    ours = [line for line in last if line.startswith(("xtuner-wulewule: error: ", "xtuner: error: "))]
+    reason = ours[-1].partition("error: ")[2] if ours else (last[-1].strip() if last else "it said nothing")
+    return f"ended with status {status if status >= 0 else 128 - status}: {reason} (the whole output is in {log})"
