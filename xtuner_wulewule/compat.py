@@ -215,23 +215,6 @@ def _numpy_globals(numpy):
     ]
 
 
-def allow_deepspeed_checkpoints():
-    """The same for a DeepSpeed folder, whose optimizer states hold a few classes of DeepSpeed's.
-
-    DeepSpeed 0.16.2 loads its optimizer states with `weights_only=False`: it does not need this, and runs whatever such a file holds.
-    Guard: torch 2.6 or later, and DeepSpeed imported. End: nothing loads these files with torch's default.
-    """
-    if "deepspeed" not in sys.modules or not _torch_loads_weights_only():
-        return False
-    import torch
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
-    return True
-
-
 def no_sleep_between_epochs():
     """mmengine sleeps two seconds between epochs, to prevent a deadlock of the data loader's worker processes.
 
@@ -297,6 +280,43 @@ class _OneProcess:
             server.bind(("127.0.0.1", 0))
             port = server.getsockname()[1]
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def tell_of_compile_lock():
+    """torch waits in silence, and for ever, for a compilation that a killed process never finished.
+
+    DeepSpeed compiles a small library on first use. A run that is killed meanwhile leaves the file `lock` in the build folder, and every
+    later one waits for it. Whether somebody still compiles can't be seen from the file, so it is named after 30 s and left alone.
+    Guard: torch's FileBaton waits without a word. End: it says what it waits for.
+    """
+    from torch.utils import file_baton
+
+    if getattr(file_baton.FileBaton.wait, "telling", False):
+        return False
+    file_baton.FileBaton.wait = _telling_wait(file_baton.FileBaton.wait)
+    return True
+
+
+def _telling_wait(wait, seconds=30.0):
+    def tell(baton):
+        sys.stderr.write(
+            f"xtuner-wulewule: warning: waiting for another process to finish compiling, as {baton.lock_file_path} says; if none does "
+            "(a killed run leaves this file behind), delete it\n"
+        )
+
+    def telling(self):
+        import threading
+
+        timer = threading.Timer(seconds, tell, (self,))
+        timer.daemon = True
+        timer.start()
+        try:
+            wait(self)
+        finally:
+            timer.cancel()
+
+    telling.telling = True  # type: ignore[attr-defined]
+    return telling
 
 
 def set_up_cpu_processes():

@@ -84,9 +84,9 @@ def add_models(module):
 def add_engine(module):
     """Register the hook that extends one of XTuner's, and mend DeepSpeed and mmengine's runner, which `xtuner.engine` has imported."""
     _register(import_module("mmengine.registry").HOOKS, AFTER_XTUNER_ENGINE)
-    compat.allow_deepspeed_checkpoints()
     compat.single_process_deepspeed()
     compat.no_sleep_between_epochs()
+    compat.tell_of_compile_lock()
 
 
 # module of XTuner -> what happens when it has run. The start-up module holds the same names: tests compare them.

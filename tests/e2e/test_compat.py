@@ -114,16 +114,6 @@ for value in (1.5, 2.5):
 hub.update_info("numbers", [numpy.float32(1), numpy.int64(1), numpy.int32(1), numpy.bool_(True)])
 checkpoint = dict(meta=dict(seed=7), message_hub=hub.state_dict(), ds_config=ConfigDict(zero=dict(stage=1)), tensor=torch.ones(2))
 """
-DEEPSPEED = f"""{CHECKPOINTS}
-import deepspeed
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
-checkpoint = dict(
-    static=LossScaler(1.0), dynamic=DynamicLossScaler(2.0**8, 2.0, 1000, 1.0, 1, True, True, dtype=torch.half),
-    stage=ZeroStageEnum.optimizer_states, fragment=fragment_address(numel=4, start=2),
-)
-"""
 
 
 def test_xtuner_and_mmengine_still_load_with_the_default_of_torch():
@@ -154,21 +144,9 @@ assert not os.path.exists("reached")
     assert result.returncode == 0, result.stderr
 
 
-def test_checkpoints_of_deepspeed_load(tmp_path):
-    code = f"""{DEEPSPEED}
-assert refused(checkpoint), {gone("allow_deepspeed_checkpoints")!r}
-assert compat.allow_deepspeed_checkpoints()
-loaded = load(checkpoint)
-assert loaded["static"].cur_scale == 1.0 and loaded["dynamic"].cur_scale == 256.0
-assert loaded["stage"] is ZeroStageEnum.optimizer_states and loaded["fragment"] == checkpoint["fragment"]
-"""
-    result = python(code, tmp_path, autoload=False)
-    assert result.returncode == 0, result.stderr
-
-
 def test_torch_2_5_is_left_alone(monkeypatch):
     monkeypatch.setattr(compat, "_torch_loads_weights_only", lambda: False)
-    assert not compat.allow_mmengine_checkpoints() and not compat.allow_deepspeed_checkpoints()
+    assert not compat.allow_mmengine_checkpoints()
 
 
 # 6 and 12: the `xtuner` command
@@ -368,6 +346,37 @@ def test_mmengine_sleeps_between_epochs_only_where_there_are_workers(tmp_path):
     lines = [line for line in result.stdout.splitlines() if not line.startswith("[20")]  # DeepSpeed's log
     assert lines[:1] == ["upstream [2]"], gone("no_sleep_between_epochs") + result.stderr
     assert lines[1:] == ["without workers []", "with workers [2]", "elsewhere [2, 3]"], result.stderr
+
+
+# the lock of a compilation that was killed
+
+LOCK = """
+import pathlib, sys, threading, time
+from torch.utils.file_baton import FileBaton
+from xtuner_wulewule import compat
+if sys.argv[1:] == ["mended"]:
+    FileBaton.wait = compat._telling_wait(FileBaton.wait, seconds=0.5)
+lock = pathlib.Path("lock")
+lock.touch()
+threading.Timer(1.5, lock.unlink).start()
+FileBaton("lock", 0.1).wait()
+print("gone on")
+"""
+
+
+def test_lock_that_is_waited_for_is_named(tmp_path):
+    upstream = run([sys.executable, "-c", LOCK], tmp_path)
+    assert (upstream.stdout, upstream.stderr) == ("gone on\n", ""), gone("tell_of_compile_lock")
+    mended = run([sys.executable, "-c", LOCK, "mended"], tmp_path)
+    assert mended.stdout == "gone on\n"
+    assert mended.stderr.startswith("xtuner-wulewule: warning: waiting for another process to finish compiling, as lock says")
+    assert mended.stderr.count("\n") == 1
+
+
+def test_finished_compilation_is_not_mentioned(tmp_path):
+    code = LOCK.replace("seconds=0.5", "seconds=30")
+    result = run([sys.executable, "-c", code, "mended"], tmp_path)
+    assert (result.stdout, result.stderr) == ("gone on\n", "")
 
 
 # 13: two processes without a GPU

@@ -104,6 +104,7 @@ def parse_chat(output, questions):
     """Return the answers (list[str]) from the output of `xtuner chat`, whose history was reset after each question."""
     segments = output.split(">>> ")[1:]  # after each prompt: an answer, or the word that the history was reset
     answers = [segment.partition("\n\ndouble enter")[0] for segment in segments[: 2 * questions : 2]]
+    answers = [answer.partition("\nRemove the memory of history responses")[0] for answer in answers]  # XTuner's remark on a long one
     if len(answers) != questions:
         raise StepError(f"xtuner chat answered {len(answers)} of {questions} questions")
     return [answer.replace("<|im_end|>", "").replace("</s>", "").strip() for answer in answers]

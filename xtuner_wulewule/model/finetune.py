@@ -4,7 +4,9 @@ import os
 
 import torch
 from xtuner.model import SupervisedFinetune
+from xtuner.utils import device
 
+from xtuner_wulewule import compat
 from xtuner_wulewule.errors import ModelError
 
 
@@ -19,6 +21,10 @@ class WulewuleFinetune(SupervisedFinetune):
     Raises:
         ModelError: the model is neither a folder nor in reach, or needs a GPU that is not there.
     """
+
+    def __init__(self, *args, **kwargs):
+        compat.cpu_bf16_query(device)  # where the start-up file is switched off nobody else has
+        super().__init__(*args, **kwargs)
 
     def _dispatch_lm_model_cfg(self, cfg, max_position_embeddings=None):
         quantization = cfg.get("quantization_config") or {}
@@ -36,9 +42,7 @@ class WulewuleFinetune(SupervisedFinetune):
 
 
 def _has_npu():
-    from xtuner.utils.device import is_npu_available
-
-    return is_npu_available
+    return device.is_npu_available
 
 
 def check_model(name_or_path, **kwargs):

@@ -127,6 +127,6 @@ def _end(process):
 
 
 def _explain(status, last, log):
-    ours = [line for line in last if line.startswith(("xtuner-wulewule: error: ", "xtuner: error: "))]
+    ours = [line for line in last if re.search(r"\bxtuner(-wulewule)?: error: ", line)]  # after "[rank0]: " in a run of several ranks
     reason = ours[-1].partition("error: ")[2] if ours else (last[-1].strip() if last else "it said nothing")
     return f"ended with status {status if status >= 0 else 128 - status}: {reason} (the whole output is in {log})"

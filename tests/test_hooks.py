@@ -1,0 +1,59 @@
+"""What the hooks decide; that their figures are those of real runs is shown in tests/e2e/test_train.py."""
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from xtuner_wulewule.dataset import loader
+from xtuner_wulewule.engine.hooks import AccumulativeCountsHook, describe_rows
+from xtuner_wulewule.errors import SettingsError
+from xtuner_wulewule.model.tiny import _tokenizer, tiny_model
+
+
+def test_unknown_action_is_refused():
+    with pytest.raises(SettingsError, match="must be 'warn' or 'raise'"):
+        AccumulativeCountsHook(action="ignore")
+
+
+def test_rows_are_described_as_far_as_they_are_known(monkeypatch):
+    monkeypatch.setattr(loader, "rows_loaded", None)
+    assert describe_rows([1, 2]) == "2 rows after packing"
+    monkeypatch.setattr(loader, "rows_loaded", 5)
+
+    class Packed(list):
+        length = [3, 4]
+
+    assert describe_rows(Packed([1, 2])) == "5 rows, 2 rows after packing, 7 tokens"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return _tokenizer()
+
+
+def test_each_answer_of_a_batch_ends_at_its_own_stop_word(tokenizer):
+    from xtuner_wulewule.engine.evaluate_chat_hook import StopWords
+
+    prompt, end, other = (tokenizer.encode(text, add_special_tokens=False) for text in ("问<|im_end|>", "<|im_end|>", "。"))
+    stop = StopWords(tokenizer, ["<|im_end|>"], len(prompt))
+    rows = torch.tensor([prompt + other + end, prompt + other + other, prompt + end + other])
+    assert stop(rows[:, : len(prompt)]).tolist() == [False, False, False]  # the one of the prompt does not count
+    assert stop(rows).tolist() == [True, False, False]
+    assert StopWords(tokenizer, [], 0)(rows).tolist() == [False, False, False]
+
+
+def test_evaluation_stays_within_its_share(monkeypatch):
+    from transformers import AutoTokenizer
+
+    from xtuner_wulewule.engine import evaluate_chat_hook
+
+    load = dict(type=AutoTokenizer.from_pretrained, pretrained_model_name_or_path=tiny_model(), trust_remote_code=True)
+    hook = evaluate_chat_hook.BatchedEvaluateChatHook(load, ["你是谁"], max_new_tokens=64, max_share=0.1)
+    assert hook.affordable_tokens() == 12  # before training
+    monkeypatch.setattr(evaluate_chat_hook.time, "monotonic", lambda: 1000.0)
+    hook.begin, hook.spent, hook.seconds_a_token = 900.0, 2.0, 0.1
+    assert hook.affordable_tokens() == 64  # 10 s may be spent, 2 s were: 80 tokens
+    hook.spent = 8.0
+    assert hook.affordable_tokens() == 20
+    hook.spent = 20.0
+    assert hook.affordable_tokens() == 8
