@@ -1,8 +1,11 @@
-# make test   makes .venv, installs, runs every test        make lint   ruff and mypy
+# make demo   makes .venv, installs, runs the whole recipe on a tiny model on the CPU and shows the answers
+# make test   makes .venv, installs, runs every test          make unit   only the quick ones
+# make lint   ruff and mypy
 PYTHON ?= python3
 VENV ?= .venv
+BIN = $(abspath $(VENV))/bin
 
-.PHONY: install test lint
+.PHONY: install demo test unit lint
 $(VENV)/.installed: pyproject.toml hatch_build.py
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -e '.[dev]'
@@ -10,9 +13,16 @@ $(VENV)/.installed: pyproject.toml hatch_build.py
 
 install: $(VENV)/.installed
 
+demo: install
+	$(BIN)/wulewule demo
+
 test: install
-	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pytest
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
+
+unit: install
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest --ignore tests/e2e
 
 lint: install
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
