@@ -26,6 +26,7 @@ MMENGINE_REGISTRIES = {
     "DATA_SAMPLERS": {"NoShuffleSampler": "xtuner_wulewule.dataset.samplers:NoShuffleSampler"},
     "HOOKS": {
         "AccumulativeCountsHook": "xtuner_wulewule.engine.hooks:AccumulativeCountsHook",
+        "RandomStateHook": "xtuner_wulewule.engine.random_state:RandomStateHook",
         "UpdateBudgetHook": "xtuner_wulewule.engine.hooks:UpdateBudgetHook",
     },
     "PARAM_SCHEDULERS": {"WarmupCosineLR": "xtuner_wulewule.engine.schedulers:WarmupCosineLR"},

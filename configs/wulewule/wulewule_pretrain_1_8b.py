@@ -24,6 +24,7 @@ from xtuner_wulewule.dataset.map_fns import wulewule_pretrain_map_fn
 from xtuner_wulewule.dataset.samplers import NoShuffleSampler
 from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
 from xtuner_wulewule.engine.hooks import AccumulativeCountsHook, UpdateBudgetHook
+from xtuner_wulewule.engine.random_state import RandomStateHook
 from xtuner_wulewule.engine.schedulers import WarmupCosineLR
 from xtuner_wulewule.model.finetune import WulewuleFinetune, check_model
 
@@ -140,6 +141,7 @@ train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)
 custom_hooks = [
     dict(type=AccumulativeCountsHook),
     dict(type=UpdateBudgetHook),
+    dict(type=RandomStateHook),  # a resumed run draws the random numbers of an uninterrupted one
     dict(type=DatasetInfoHook, tokenizer=tokenizer),
     dict(
         type=BatchedEvaluateChatHook,

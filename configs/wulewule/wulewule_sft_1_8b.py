@@ -26,9 +26,9 @@ from xtuner_wulewule.dataset.loader import load_wulewule_dataset
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
 from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
 from xtuner_wulewule.engine.hooks import AccumulativeCountsHook, UpdateBudgetHook
+from xtuner_wulewule.engine.random_state import RandomStateHook
 from xtuner_wulewule.engine.schedulers import WarmupCosineLR
 from xtuner_wulewule.model.finetune import WulewuleFinetune, check_model
-from xtuner_wulewule.prompts import WULEWULE_SYSTEM
 
 #######################################################################
 #                     PART 1  Settings  基本设置                      #
@@ -60,7 +60,7 @@ save_total_limit = 2  # mmengine deletes the oldest before it saves the newest: 
 
 # Evaluate: greedy answers in one batch, before the training, at each checkpoint and at the end
 evaluation_freq = 500
-SYSTEM = WULEWULE_SYSTEM
+SYSTEM = __import__("xtuner_wulewule.prompts", fromlist=["_"]).WULEWULE_SYSTEM  # plain text, in the dumped config too
 evaluation_inputs = ["你是谁？", "《黑神话：悟空》是什么时候发售的？", "悟空的金箍棒是从哪里来的？", "请把“早上好”翻译成英文。"]
 
 #######################################################################
@@ -146,6 +146,7 @@ train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)
 custom_hooks = [
     dict(type=AccumulativeCountsHook),
     dict(type=UpdateBudgetHook),
+    dict(type=RandomStateHook),  # a resumed run draws the random numbers of an uninterrupted one
     dict(type=DatasetInfoHook, tokenizer=tokenizer),
     dict(
         type=BatchedEvaluateChatHook,

@@ -1,5 +1,7 @@
 """`wulewule demo`, as `make demo` runs it."""
 
+from itertools import pairwise
+
 from commands import WULEWULE, last_line, run
 
 from xtuner_wulewule.cli import demo
@@ -12,7 +14,7 @@ def test_demo_learns_what_it_was_taught(tmp_path):
     result = run([WULEWULE, "demo", "--out", out], tmp_path, timeout=900, PATH="/usr/bin:/bin", OMP_NUM_THREADS="2")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     lines = [line.strip() for line in result.stdout.splitlines()]
-    answers = {question: lines[number + 1] for number, line in enumerate(lines) for question in (line.partition("  (")[0],)}
+    answers = {line.partition("  (")[0]: answer for line, answer in pairwise(lines)}
     control = demo.control_conversation()
     assert demo.NAME in answers["你是谁"] and demo.NAME in answers["Who are you?"]
     assert answers[control["input"]] == control["output"]

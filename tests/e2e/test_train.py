@@ -129,18 +129,26 @@ def test_tensorboard_reads_the_curves(plain):
     assert {"lr", "loss", "grad_norm", "time"} <= set(events.Tags()["scalars"])
 
 
-def test_resume_goes_on_where_it_stopped(plain, data, tmp_path):
-    work_dir, _ = plain
-    train(
-        "wulewule_sft_tiny",
-        data,
-        tmp_path / "work",
-        "train_cfg.max_epochs=2",
-        "default_hooks.logger.interval=1",
-        arguments=("--resume", work_dir / "iter_5.pth"),
-    )
-    assert [row["iter"] for row in read_scalars(tmp_path / "work")] == [6, 7, 8]
-    assert adam_steps(last_checkpoint(tmp_path / "work")) == {8}
+def losses(work_dir):
+    return {row["iter"]: row["loss"] for row in read_scalars(work_dir)}
+
+
+# the options of a run whose every iteration draws random numbers; epochs of 4 iterations
+DROPOUT = ("train_cfg.max_epochs=2", "model.lora.lora_dropout=0.3", "default_hooks.logger.interval=1")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--deepspeed", "deepspeed_zero1_fp32")], ids=["plain", "deepspeed"])
+def test_resumed_run_is_the_uninterrupted_one(arguments, data, tmp_path):
+    whole = tmp_path / "whole"
+    train("wulewule_sft_tiny", data, whole, *DROPOUT, "default_hooks.checkpoint.interval=1", CHECKPOINTS, arguments=arguments)
+    for iteration in (4, 5):  # at the end of an epoch, and within one
+        resumed = tmp_path / f"resumed_{iteration}"
+        checkpoint = whole / f"iter_{iteration}.pth"
+        output = train("wulewule_sft_tiny", data, resumed, *DROPOUT, arguments=(*arguments, "--resume", checkpoint))
+        assert losses(resumed) == {number: loss for number, loss in losses(whole).items() if number > iteration}
+        assert f"Advance dataloader {iteration} steps" in output
+    count = deepspeed_steps if arguments else adam_steps
+    assert count(last_checkpoint(resumed)) == count(last_checkpoint(whole))
 
 
 # 8 iterations at 3: mmengine makes an update of the remainder, DeepSpeed does not

@@ -22,9 +22,9 @@ def main(argv=None):
     )
     parser.add_argument("--version", action="version", version=f"xtuner-wulewule {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    from xtuner_wulewule.cli import demo, path
+    from xtuner_wulewule.cli import chat, demo, path, run
 
-    for module in (demo, path):
+    for module in (run, chat, demo, path):
         module.add_parser(commands)
     args = parser.parse_args(argv)
     try:
@@ -33,4 +33,5 @@ def main(argv=None):
         print(one_line(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("xtuner-wulewule: interrupted; give the same command again to go on", file=sys.stderr)
         return 130

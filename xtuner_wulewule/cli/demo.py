@@ -54,6 +54,7 @@ def run(args):
     control = control_conversation()
     questions = [*TRAINED_QUESTIONS, OTHER_WORDS, control["input"]]
     demo = _Demo(out, args.seed, display)
+    display.total = 7
     display.print(f"The whole recipe on a tiny InternLM2, on the CPU. Everything is written to {out}")
     begin = time.monotonic()
     base = demo.stage("pretrain", demo.tiny_model())

@@ -1,13 +1,12 @@
 """XTuner's `SupervisedFinetune` with the checks and defaults that the wulewule configs need."""
 
-import os
-
 import torch
 from xtuner.model import SupervisedFinetune
 from xtuner.utils import device
 
 from xtuner_wulewule import compat
 from xtuner_wulewule.errors import ModelError
+from xtuner_wulewule.model.hub import find_model
 
 
 class WulewuleFinetune(SupervisedFinetune):
@@ -53,26 +52,9 @@ def check_model(name_or_path, **kwargs):
         kwargs: unused; XTuner passes `model_resource.args`.
 
     Returns:
-        str: `name_or_path`.
+        str: the folder, absolute, or the id.
 
     Raises:
         ModelError: it is neither a folder with a config.json nor an id whose config.json is in the cache or can be downloaded.
     """
-    if os.path.isdir(name_or_path):
-        if not os.path.isfile(os.path.join(name_or_path, "config.json")):
-            raise ModelError(f"model folder {name_or_path} has no config.json: give the folder that holds the model, in WULEWULE_MODEL")
-        return name_or_path
-    looks_like_path = name_or_path.startswith(("/", "./", "../", "~")) or name_or_path.count("/") != 1
-    reason = "there is no such folder"
-    if not looks_like_path:
-        from huggingface_hub import hf_hub_download
-
-        try:
-            hf_hub_download(name_or_path, "config.json")
-            return name_or_path
-        except Exception as error:  # the hub's client raises a dozen kinds: offline, no such model, gated, time-out
-            reason = f"there is no such folder and the hub does not give it ({type(error).__name__})"
-    raise ModelError(
-        f"model {name_or_path!r} not found: {reason}; set WULEWULE_MODEL to a folder that holds the model, or to an id that can be "
-        "downloaded"
-    )
+    return find_model(name_or_path)

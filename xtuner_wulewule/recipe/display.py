@@ -14,10 +14,19 @@ class Display:
 
         self.console = Console(highlight=False, soft_wrap=True)
         self.number = 0
+        self.total = None
 
     def print(self, text):
         """Print a line of plain text."""
         self.console.print(text, markup=False)
+
+    def skip(self, name, why):
+        """Show that a step need not run, and why."""
+        self.print(f"\n{self._next()} {name}: {why}")
+
+    def _next(self):
+        self.number += 1
+        return f"[{self.number}/{self.total}]" if self.total else f"[{self.number}]"
 
     @contextmanager
     def step(self, name, what):
@@ -30,8 +39,7 @@ class Display:
         Yields:
             Step: whose `progress` may be told of training iterations.
         """
-        self.number += 1
-        self.print(f"\n[{self.number}] {name}: {what}")
+        self.print(f"\n{self._next()} {name}: {what}")
         step = Step(name)
         begin = time.monotonic()
         try:

@@ -2,14 +2,16 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
 from collections import deque
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from xtuner_wulewule.errors import StepError
+from xtuner_wulewule.errors import StepError, UnsupportedStackError
 
 # mmengine's line, for example: Iter(train) [ 41/236]  lr: 1.9e-03  eta: 0:00:08  time: 0.04  data_time: 0.003  loss: 6.87
 _PROGRESS = re.compile(
@@ -52,7 +54,39 @@ def xtuner_command(*arguments):
     return [*start, *map(str, arguments)]
 
 
-def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=True):
+def tool_command(tool, *arguments, processes=1):
+    """Return the command line (list[str]) that runs one of XTuner's tools with this interpreter, without the `xtuner` command between.
+
+    Args:
+        tool (str): "train", "model_converters/pth_to_hf", …: a file below `xtuner/tools`, without its suffix.
+        arguments: its arguments.
+        processes (int): more than one are started by torch's launcher. Defaults to 1.
+
+    Raises:
+        UnsupportedStackError: XTuner is not installed, or has no such tool.
+    """
+    spec = find_spec("xtuner")
+    file = Path(spec.submodule_search_locations[0]) / "tools" / f"{tool}.py" if spec is not None else None  # type: ignore[index]
+    if file is None or not file.is_file():
+        raise UnsupportedStackError(f"XTuner's tool {tool} is not installed: pip install 'xtuner>=0.2.0,<0.3'")
+    command = [str(file), *map(str, arguments)]
+    if processes == 1:
+        return [sys.executable, *command]
+    launch = ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc_per_node={processes}", "--standalone"]
+    return [sys.executable, *launch, *command, "--launcher", "pytorch"]
+
+
+def _die_with_parent():
+    """Return what a child does before it starts: ask for SIGTERM when this process dies, so that `kill -9` leaves no training behind."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl  # looked up here: little is safe between fork and exec
+    return lambda: prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=True, keep_open=()):
     """Run a command to its end.
 
     Args:
@@ -62,6 +96,7 @@ def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=Tr
         stdin (str, optional): what the command reads; otherwise it reads nothing.
         on_progress (callable, optional): called with a `TrainingProgress` for each logged iteration.
         stderr_too (bool): return standard error among the output; it always goes into the log. Defaults to True.
+        keep_open (tuple[int, ...]): file descriptors that the command inherits: a lock is held until it has ended too.
 
     Returns:
         str: its output.
@@ -83,6 +118,8 @@ def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=Tr
             encoding="utf-8",
             errors="replace",
             start_new_session=True,  # so that an interruption can end its children too
+            pass_fds=keep_open,
+            preexec_fn=_die_with_parent(),
         )
         try:
             if stdin is not None:
@@ -112,8 +149,6 @@ def last_lines(log, lines=LAST_LINES):
 
 def _end(process):
     """End a process that still runs, and its children."""
-    import signal
-
     if process.poll() is None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
@@ -129,4 +164,6 @@ def _end(process):
 def _explain(status, last, log):
     ours = [line for line in last if re.search(r"\bxtuner(-wulewule)?: error: ", line)]  # after "[rank0]: " in a run of several ranks
     reason = ours[-1].partition("error: ")[2] if ours else (last[-1].strip() if last else "it said nothing")
+    if any("out of memory" in line.lower() or "MemoryError" in line for line in last) or status == -signal.SIGKILL:
+        reason += "; if memory ran out, train fewer rows at a time: train_dataloader.batch_size"
     return f"ended with status {status if status >= 0 else 128 - status}: {reason} (the whole output is in {log})"

@@ -1,6 +1,8 @@
 """What a finished training step left behind."""
 
 import json
+import re
+import zipfile
 from pathlib import Path
 
 from xtuner_wulewule.errors import StepError
@@ -19,12 +21,42 @@ def last_checkpoint(work_dir):
     return path
 
 
+def is_whole(checkpoint):
+    """Return whether a checkpoint, a file or a DeepSpeed folder, was written to its end (bool): whether its zip archives can be read."""
+    checkpoint = Path(checkpoint)
+    files = sorted(checkpoint.glob("*.pt")) if checkpoint.is_dir() else [checkpoint]
+    return bool(files) and all(_is_whole_archive(file) for file in files)
+
+
+def _is_whole_archive(file):
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def checkpoint_to_resume(work_dir):
+    """Find the newest whole checkpoint of a work folder.
+
+    Returns:
+        tuple[pathlib.Path | None, list[pathlib.Path]]: the checkpoint, None where there is none, and newer ones that are broken.
+    """
+    found = [(int(match[1]), path) for path in Path(work_dir).glob("iter_*.pth") if (match := re.fullmatch(r"iter_(\d+)\.pth", path.name))]
+    broken = []
+    for _, path in sorted(found, reverse=True):
+        if is_whole(path):
+            return path, broken
+        broken.append(path)
+    return None, broken
+
+
 def read_scalars(work_dir):
-    """Return the logged iterations (list[dict]) of a work folder, of all its runs in the order in which they were started.
+    """Return the logged iterations (list[dict]) of a work folder in their order; what a resumed run did again counts once, as it did it.
 
     Each has at least `loss`, `lr` and `iter`, as mmengine's LocalVisBackend writes them.
     """
-    rows = []
+    rows = {}
     for file in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
         for line in file.read_text(encoding="utf-8").splitlines():
             try:
@@ -32,8 +64,8 @@ def read_scalars(work_dir):
             except ValueError:  # a run that was killed while it wrote
                 continue
             if "loss" in row and "iter" in row:
-                rows.append(row)
-    return rows
+                rows[row["iter"]] = row
+    return [rows[number] for number in sorted(rows)]
 
 
 def first_and_last_loss(work_dir):

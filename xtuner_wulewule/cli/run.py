@@ -1,0 +1,162 @@
+"""`wulewule run`: the whole recipe as one command that can be stopped and continued."""
+
+import os
+from pathlib import Path
+
+from xtuner_wulewule import paths
+from xtuner_wulewule.errors import SettingsError
+
+BASES = {"1_8b": "internlm/internlm2_5-1_8b-chat", "7b": "internlm/internlm2_5-7b-chat", "tiny": None}
+
+
+def add_parser(commands):
+    """Add the subcommand to the parser of `wulewule`."""
+    parser = commands.add_parser(
+        "run",
+        help="run the whole recipe: pretrain, convert, merge, tune, convert, merge, ask",
+        description=(
+            "Run the recipe with XTuner's own tools: pretrain, convert, merge, tune on the merged model, convert, merge, and ask the "
+            "evaluation questions. Stop it and give the same command again: finished steps are skipped, an interrupted training is resumed "
+            "from its last checkpoint, and what depends on a changed input is run again. Everything lies in --out; report.json sums it up."
+        ),
+        epilog="example: wulewule run --size 1_8b --data data --out work_dirs/mine --deepspeed deepspeed_zero1 --lr sft=1e-4",
+    )
+    parser.add_argument("--size", choices=sorted(BASES), default="1_8b", help="which configs: wulewule_{pretrain,sft}_SIZE (1_8b)")
+    parser.add_argument("--model", help="folder or id of the model to start from (WULEWULE_MODEL, or that of the configs)")
+    parser.add_argument(
+        "--hub", choices=("huggingface", "modelscope"), default="huggingface", help="where an id is looked up (huggingface)"
+    )
+    parser.add_argument("--data", type=Path, help="folder with the data files (WULEWULE_DATA_DIR, or the packaged samples)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything it writes")
+    parser.add_argument("--stages", default="pretrain,sft", help="pretrain,sft or one of them (pretrain,sft)")
+    parser.add_argument("--deepspeed", metavar="NAME", help="DeepSpeed config for the trainings, for example deepspeed_zero1")
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes of a training, one for each GPU (1)")
+    parser.add_argument("--epochs", metavar="N", help="epochs: 3, or pretrain=3,sft=5 (as in the configs)")
+    parser.add_argument("--lr", metavar="RATE", help="learning rate: 1e-4, or pretrain=3e-5,sft=2e-4 (as in the configs)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the trainings (0)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="[STAGE:]KEY=VALUE",
+        help="change one value of the configs, as --cfg-options of xtuner train; may be given again, for example --set sft:model.lora.r=32",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and end")
+    parser.set_defaults(run=run)
+
+
+def run(args):
+    """Run the recipe.
+
+    Args:
+        args (argparse.Namespace): the arguments above.
+
+    Returns:
+        int: exit status 0.
+
+    Raises:
+        WulewuleError: a setting is wrong, or a step failed.
+    """
+    from xtuner_wulewule.recipe.display import Display
+    from xtuner_wulewule.recipe.run import commands
+    from xtuner_wulewule.recipe.run import run as run_recipe
+
+    settings = read_settings(args)
+    if args.dry_run:
+        print("\n".join(commands(settings)))
+        return 0
+    display = Display()
+    display.print(f"wulewule run: {' and '.join(settings.stages)} of {settings.model}, in {settings.out}")
+    report = run_recipe(settings, display)
+    show(report, display)
+    return 0
+
+
+def read_settings(args):
+    """Return the `Settings` that the arguments ask for; raise SettingsError or ModelError where they make no sense."""
+    from xtuner_wulewule.recipe.plan import STAGES, Settings
+
+    stages = tuple(stage.strip() for stage in args.stages.split(","))
+    if not stages or any(stage not in STAGES for stage in stages) or list(stages) != [stage for stage in STAGES if stage in stages]:
+        raise SettingsError(f"--stages {args.stages}: give pretrain,sft or one of them")
+    if args.nproc < 1:
+        raise SettingsError(f"--nproc {args.nproc}: at least 1")
+    options = {stage: [] for stage in stages}
+    numbers = ((args.epochs, "train_cfg.max_epochs", "--epochs", int), (args.lr, "optim_wrapper.optimizer.lr", "--lr", float))
+    for value, key, name, kind in numbers:
+        for stage, number in per_stage(value, stages, name, kind).items():
+            options[stage].append(f"{key}={number}")
+    for item in args.set:
+        stage, colon, rest = item.partition(":")
+        chosen = (stage,) if colon and stage in STAGES else stages
+        setting = rest if colon and stage in STAGES else item
+        if "=" not in setting or setting.startswith("="):
+            raise SettingsError(f"--set {item}: expected KEY=VALUE, for example train_dataloader.batch_size=8")
+        for one in chosen:
+            if one in options:
+                options[one].append(setting)
+    data = Path(os.path.abspath(os.path.expanduser(args.data or paths.data_dir())))
+    return Settings(
+        out=Path(os.path.abspath(os.path.expanduser(args.out))),
+        model=find_model(args),
+        data=data,
+        size=args.size,
+        stages=stages,
+        deepspeed=args.deepspeed,
+        processes=args.nproc,
+        seed=args.seed,
+        options={stage: tuple(values) for stage, values in options.items()},
+    )
+
+
+def per_stage(value, stages, name, kind):
+    """Return {stage: number} of "3" or "pretrain=3,sft=5"; raise SettingsError where it is neither."""
+    if value is None:
+        return {}
+    found = {}
+    for item in value.split(","):
+        stage, equals, number = item.rpartition("=")
+        try:
+            parsed = kind(number)
+        except ValueError:
+            parsed = 0
+        if parsed <= 0 or (equals and stage not in ("pretrain", "sft")):
+            raise SettingsError(f"{name} {value}: give one positive number, or pretrain=NUMBER,sft=NUMBER")
+        found.update({one: number for one in ((stage,) if equals else stages)})
+    return {stage: number for stage, number in found.items() if stage in stages}
+
+
+def find_model(args):
+    """Return the folder or hub id (str) of the model to start from, after a check that it is there."""
+    from xtuner_wulewule.model.hub import find_model as find
+
+    model = args.model or os.environ.get("WULEWULE_MODEL") or BASES[args.size]
+    if model is None:
+        from xtuner_wulewule.model.tiny import tiny_model_dir
+
+        if not (tiny_model_dir() / "config.json").is_file() and not args.dry_run:
+            from xtuner_wulewule.model.tiny import tiny_model
+
+            return tiny_model()
+        return str(tiny_model_dir())
+    return model if args.dry_run else find(model, args.hub)
+
+
+def show(report, display):
+    """Print what the report says: losses, answers, and where things lie."""
+    import json
+
+    found = json.loads(report.read_text(encoding="utf-8"))
+    display.print("")
+    for item in found["questions"]:
+        display.print(f"  {item['question']}\n    {item['answer']}")
+    display.print("")
+    for step in found["steps"]:
+        if "last_loss" in step:
+            display.print(f"  {step['name']}: loss {step['first_loss']:.4f} -> {step['last_loss']:.4f} in {step['iterations']} iterations")
+        if "largest_error" in step:
+            kl = step["kl_trained_merged"]
+            display.print(f"  {step['name']}: {step['weights']} weights checked, KL to the model as trained {kl:.2g} nats a token")
+    display.print(f"  model: {found['model']}   ask it: wulewule chat {found['model']}")
+    display.print(f"  curves: tensorboard --logdir {report.parent}")
+    display.print(f"  report: {report}   ({found['seconds']:.0f} s)")

@@ -1,0 +1,56 @@
+"""Finds the model to start from: a folder, an id of the Hugging Face hub, or one of ModelScope."""
+
+import os
+
+from xtuner_wulewule.errors import ModelError
+
+
+def find_model(name, hub="huggingface"):
+    """Return the folder (str) of a model, or its hub id where XTuner downloads it itself.
+
+    Args:
+        name (str): a folder, or an id.
+        hub (str): "huggingface" or "modelscope", for an id.
+
+    Raises:
+        ModelError: it is not there, or ModelScope's package is not installed.
+    """
+    expanded = os.path.abspath(os.path.expanduser(name))
+    if os.path.isdir(expanded):
+        if not os.path.isfile(os.path.join(expanded, "config.json")):
+            raise ModelError(f"model folder {expanded} has no config.json: give the folder that holds the model, in WULEWULE_MODEL")
+        return expanded
+    if looks_like_path(name):
+        raise ModelError(
+            f"model {name!r} not found: there is no such folder; set WULEWULE_MODEL to a folder that holds the model, or to an id"
+        )
+    if hub == "modelscope":
+        return _from_modelscope(name)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(name, "config.json")
+    except Exception as error:  # the hub's client raises a dozen kinds: offline, no such model, gated, time-out
+        raise ModelError(
+            f"model {name!r} not found: there is no such folder and the hub does not give it ({type(error).__name__}); set "
+            "WULEWULE_MODEL to a folder that holds the model, or to an id that can be downloaded"
+        ) from None
+    return name
+
+
+def looks_like_path(name):
+    """Return whether a name can only be that of a folder (bool): hub ids are OWNER/NAME."""
+    return name.startswith(("/", "./", "../", "~")) or name.count("/") != 1
+
+
+def _from_modelscope(name):
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise ModelError("--hub modelscope needs its package: pip install modelscope") from None
+    try:
+        return snapshot_download(name)
+    except Exception as error:
+        raise ModelError(
+            f"model {name!r} not found: ModelScope does not give it ({type(error).__name__}: {error}); check the id at modelscope.cn"
+        ) from None

@@ -1,0 +1,98 @@
+"""Asks a merged model the questions of a config, with the template and the system prompt of its training.
+
+Run as `python -m xtuner_wulewule.recipe.ask`, in a process of its own.
+"""
+
+import argparse
+import sys
+
+from xtuner_wulewule.recipe.state import write_json
+
+
+def prompts_of(config):
+    """Return the evaluation prompts (list[str]) of a config as its model sees them.
+
+    Args:
+        config (mmengine.config.Config): one of the packaged ones, or a copy.
+    """
+    questions = list(config.evaluation_inputs)
+    template = config.get("prompt_template")
+    if not template:
+        return questions
+    if isinstance(template, str):  # mmengine dumps it by name
+        from mmengine.config.lazy import LazyObject  # noqa: F401  the name is resolved by mmengine
+        from mmengine.utils import get_object_from_string
+
+        template = get_object_from_string(template)
+    system = template["SYSTEM"].format(system=config.SYSTEM) if config.get("SYSTEM") else ""
+    return [system + template["INSTRUCTION"].format(input=question, round=1) for question in questions]
+
+
+def load(folder):
+    """Return a model for inference: on the GPU in the type of its weights, where there is one, else in float32 on the CPU."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    cuda = torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, torch_dtype="auto" if cuda else torch.float32)
+    return (model.cuda() if cuda else model).eval()
+
+
+def ask(folder, prompts, max_new_tokens=256):
+    """Answer prompts greedily, in one left-padded batch.
+
+    Args:
+        folder (str): a model folder.
+        prompts (list[str]): prompts with their template.
+        max_new_tokens (int): longest answer in tokens. Defaults to 256.
+
+    Returns:
+        list[str]: the answers, without markers.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = load(folder)
+    batch = tokenizer(prompts, return_tensors="pt", padding=True).to(next(model.parameters()).device)
+    ends = {tokenizer.eos_token_id, *_single_ids(tokenizer, "<|im_end|>")}
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=sorted(ends),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    answers = tokenizer.batch_decode(output[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+    return [answer.replace("<|im_end|>", "").strip() for answer in answers]
+
+
+def _single_ids(tokenizer, text):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return ids if len(ids) == 1 else []
+
+
+def main(argv=None):
+    """Ask and write the questions with their answers; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m xtuner_wulewule.recipe.ask", description=__doc__.partition("\n")[0])
+    parser.add_argument("model", help="folder of the merged model")
+    parser.add_argument("--config", required=True, help="config of its training: questions, template, system prompt")
+    parser.add_argument("--out", required=True, help="JSON file to write")
+    args = parser.parse_args(argv)
+    from mmengine.config import Config
+
+    config = Config.fromfile(args.config)
+    answers = ask(args.model, prompts_of(config))
+    write_json(args.out, [dict(question=q, answer=a) for q, a in zip(config.evaluation_inputs, answers, strict=True)])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

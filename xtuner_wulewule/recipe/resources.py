@@ -1,0 +1,136 @@
+"""What a step needs of disk and GPU memory, checked before it begins."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from xtuner_wulewule.errors import SettingsError
+
+GIB = 2**30
+# bytes for each parameter of a nf4 model with double quantisation, with its constants
+FOUR_BIT = 0.55
+# A training in bf16 or fp16 holds the logits of a row about three times in float32. Measured on an H100 with 2048-token rows: 1.89 B
+# parameters take 13.9 GB at 4 rows and 42.6 GB at 16, 7 B take 30.8 GB at 8; this formula says 14.2, 42.8 and 29.6.
+LOGIT_COPIES = 3.15
+ADAM_BYTES = 16  # a trained parameter, its gradient and two moments, in float32
+WORKSPACE = 1e9
+
+
+def shapes(model):
+    """Return the `config.json` (dict) of a model folder, None for a hub id that is not on this machine."""
+    file = Path(model) / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def parameters(config):
+    """Return the parameters (int) of a Llama- or InternLM2-shaped model from its `config.json`."""
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    return layers * sum(rows * columns for rows, columns in _linears(config)) + 2 * config["vocab_size"] * hidden
+
+
+def lora_parameters(config, rank):
+    """Return the parameters (int) of LoRA of that rank on every linear layer and the head."""
+    shapes_ = config["num_hidden_layers"] * [*_linears(config)] + [(config["hidden_size"], config["vocab_size"])]
+    return rank * sum(rows + columns for rows, columns in shapes_)
+
+
+def _linears(config):
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    key_value = hidden // heads * config.get("num_key_value_heads", heads)
+    intermediate = config["intermediate_size"]
+    yield hidden, hidden + 2 * key_value
+    yield hidden, hidden
+    for _ in range(3):
+        yield hidden, intermediate
+
+
+def setting(text, options, name, option, default):
+    """Return a number (int) of a config: from the options, else from PART 1 of its text, else the default."""
+    for value in reversed(options):
+        if value.startswith(f"{option}="):
+            return int(float(value.partition("=")[2]))
+    match = re.search(rf"^{name} = (\d+)|\b{name}=(\d+)", text, re.MULTILINE)
+    return int(match[1] or match[2]) if match else default
+
+
+def training_memory(config, rows, tokens, rank):
+    """Return how many bytes (float) a QLoRA training takes on a GPU.
+
+    Args:
+        config (dict): the model's `config.json`.
+        rows (int): packed rows an iteration.
+        tokens (int): tokens a row.
+        rank (int): LoRA rank.
+    """
+    vocabulary, hidden = config["vocab_size"], config["hidden_size"]
+    fixed = WORKSPACE + FOUR_BIT * parameters(config) + 2 * vocabulary * hidden * 4 + ADAM_BYTES * lora_parameters(config, rank)
+    return fixed + LOGIT_COPIES * 4 * rows * tokens * vocabulary
+
+
+def free_gpu_memory():
+    """Return the free bytes (int) of the first GPU that this process may use, None where there is none."""
+    import os
+
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible == "":
+        return None
+    if visible:
+        command += ["-i", visible.partition(",")[0]]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    first = output.strip().partition("\n")[0]
+    return int(first) * 2**20 if first.isdigit() else None
+
+
+def check_disk(folder, needed, what):
+    """Raise SettingsError where `folder` has fewer than `needed` bytes free; `what` says for what."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise SettingsError(
+            f"{what} needs {needed / GIB:.2f} GiB on the disk of {folder}, which has {free / GIB:.2f} GiB free; make room or use another "
+            "--out, then run the same command again"
+        )
+
+
+def check_step(step, settings):
+    """Check that disk and GPU hold what a step is about to make.
+
+    Args:
+        step (xtuner_wulewule.recipe.plan.Step): the step.
+        settings (xtuner_wulewule.recipe.plan.Settings): of its run.
+
+    Raises:
+        SettingsError: they don't; the message says how much is missing and what to change.
+    """
+    config = shapes(settings.model)
+    if config is None or "intermediate_size" not in config:
+        return
+    text = Path(settings.config(step.stage)).read_text(encoding="utf-8")
+    options = settings.options.get(step.stage, ())
+    rank = setting(text, options, "r", "model.lora.r", 64)
+    lora = lora_parameters(config, rank)
+    needed = {
+        "train": 3 * 12 * lora,  # two checkpoints are kept while a third is written; weights and two moments each
+        "convert": 4 * lora,
+        "merge": 2 * parameters(config) + 2**20,
+        "ask": 2**20,
+    }[step.kind]
+    check_disk(settings.out, needed, step.name)
+    if step.kind != "train" or "BitsAndBytesConfig" not in text:
+        return
+    free = free_gpu_memory()
+    rows = setting(text, options, "batch_size", "train_dataloader.batch_size", 1)
+    tokens = setting(text, options, "max_length", "max_length", 2048)
+    wanted = training_memory(config, rows, tokens, rank)
+    if free is not None and free < 0.9 * wanted:  # the estimate is good to a few per cent
+        fewer = max((n for n in range(1, rows) if training_memory(config, n, tokens, rank) <= free), default=None)
+        advice = f"--set train_dataloader.batch_size={fewer}" if fewer else "a smaller model, or a GPU with more memory"
+        raise SettingsError(
+            f"{step.name} needs about {wanted / GIB:.1f} GiB of GPU memory and {free / GIB:.1f} GiB are free; end other programs on the "
+            f"GPU (nvidia-smi lists them) or use {advice}"
+        )

@@ -1,0 +1,171 @@
+"""Runs the steps of a plan, skips what is finished, resumes what was interrupted, and writes the report."""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from xtuner_wulewule import __version__
+from xtuner_wulewule.errors import StepError
+from xtuner_wulewule.recipe.plan import DATA_FILES, dumped_config, part, plan, training_is_whole, work_dir
+from xtuner_wulewule.recipe.process import run_step
+from xtuner_wulewule.recipe.resources import check_step
+from xtuner_wulewule.recipe.results import checkpoint_to_resume, first_and_last_loss, last_checkpoint, read_scalars
+from xtuner_wulewule.recipe.state import State, file_fingerprint, lock_folder, write_json
+
+PACKAGES = ("xtuner", "mmengine", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets")
+
+
+def run(settings, display):
+    """Run what of the recipe has not been run yet in the folder `settings.out`.
+
+    Args:
+        settings (Settings): what was asked for.
+        display (Display): told of every step.
+
+    Returns:
+        pathlib.Path: the report.
+
+    Raises:
+        SettingsError: another run works in the folder, a data file is missing, disk or GPU memory is short.
+        StepError: a step failed.
+    """
+    settings.out.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(settings.out)
+    try:
+        state = State(settings.out)
+        run_again = False
+        steps = plan(settings)
+        display.total = len(steps)
+        for step in steps:
+            reasons = step.reasons(state)
+            if not reasons and run_again:
+                reasons = ["a step before it was run again"]
+            if not reasons:
+                display.skip(step.name, f"finished before, in {state.get(step.name)['seconds']:.0f} s")
+                continue
+            resumes = reasons == ["it was interrupted"]
+            if state.get(step.name) and not resumes:
+                display.print(f"{step.name} is run again: {'; '.join(reasons)}")
+                _set_aside(settings, step, display)
+            elif not state.get(step.name):
+                _set_aside(settings, step, display)
+            _run_step(settings, step, state, display, lock)
+            run_again = True
+        report = _report(settings, steps, state)
+    finally:
+        lock.close()
+    return report
+
+
+def _set_aside(settings, step, display):
+    """Move what an earlier, different run of the step left out of the way; nothing is deleted."""
+    stamp = time.strftime("%Y%m%d_%H%M%S")
+    places = {"train": [work_dir(settings, step.stage)], "ask": step.outputs}.get(step.kind, [output.parent for output in step.outputs])
+    for place in places:
+        if place.exists():
+            target = settings.out / "replaced" / f"{stamp}_{step.stage}_{place.name}"
+            target.parent.mkdir(exist_ok=True)
+            os.rename(place, target)
+            display.print(f"{place} was moved to {target}")
+
+
+def _run_step(settings, step, state, display, lock):
+    check_step(step, settings)
+    log = settings.out / "logs" / f"{step.name}.log"
+    begin = time.monotonic()
+    checkpoint = None
+    if step.kind == "convert":
+        checkpoint = last_checkpoint(work_dir(settings, step.stage))
+    elif step.kind == "train":
+        checkpoint, broken = checkpoint_to_resume(work_dir(settings, step.stage))
+        for path in broken:
+            target = path.with_name(f"{path.name}.broken")
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(path, target)
+            display.print(f"{path} was not written to its end; it was renamed to {target.name}")
+        if checkpoint is not None:
+            display.print(f"{step.name} resumes from {checkpoint}")
+    for output in step.outputs:
+        shutil.rmtree(part(output.parent), ignore_errors=True)
+    state.begin(step.name, step.fingerprint)
+    command = step.command(checkpoint)
+    with display.step(step.name, shlex.join(command)) as shown:
+        run_step(command, log, step.env, on_progress=shown.progress, keep_open=(lock.fileno(),))
+        if step.check is not None:
+            run_step(step.check(checkpoint), log, step.env, keep_open=(lock.fileno(),))
+        result = _finish(settings, step)
+    state.finish(step.name, time.monotonic() - begin, result)
+
+
+def _finish(settings, step):
+    """Move outputs into place; return what the report says of the step (dict)."""
+    if step.kind == "train":
+        folder = work_dir(settings, step.stage)
+        if not training_is_whole(folder):
+            raise StepError(f"the last checkpoint of {folder} is not whole; run the same command again")
+        first, last = first_and_last_loss(folder)
+        return dict(iterations=read_scalars(folder)[-1]["iter"], first_loss=first, last_loss=last)
+    if step.kind in ("convert", "merge"):
+        folder = step.outputs[0].parent
+        os.rename(part(folder), folder)
+        return json.loads((settings.out / "logs" / f"{step.name}.json").read_text(encoding="utf-8"))
+    return {}
+
+
+LATEST = "@latest@"
+
+
+def commands(settings):
+    """Return the commands (list[str]) of a run, as a shell would take them; the name of a checkpoint is read when it is known."""
+    lines = []
+    for step in plan(settings):
+        latest = f'"$(cat {shlex.quote(str(work_dir(settings, step.stage) / "last_checkpoint"))})"'
+        checkpoint = LATEST if step.kind == "convert" else None
+        env = " ".join(f"{name}={shlex.quote(value)}" for name, value in step.env.items())
+        lines.append(f"{env} {shlex.join(step.command(checkpoint))}".strip().replace(LATEST, latest))
+        if step.check is not None:
+            lines.append(shlex.join(step.check(checkpoint)).replace(LATEST, latest))
+        if step.kind in ("convert", "merge"):
+            folder = step.outputs[0].parent
+            lines.append(shlex.join(["mv", str(part(folder)), str(folder)]))
+    return lines
+
+
+def _version(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _report(settings, steps, state):
+    answers = json.loads((settings.out / "answers.json").read_text(encoding="utf-8"))
+    files = {name: file_fingerprint(settings.data / name) for stage in settings.stages for name in DATA_FILES[stage]}
+    report = dict(
+        versions={"python": platform.python_version(), "xtuner_wulewule": __version__, **{name: _version(name) for name in PACKAGES}},
+        settings=dict(
+            model=settings.model,
+            size=settings.size,
+            stages=list(settings.stages),
+            deepspeed=settings.deepspeed,
+            processes=settings.processes,
+            seed=settings.seed,
+            options={stage: list(options) for stage, options in settings.options.items()},
+            configs={stage: str(dumped_config(settings, stage)) for stage in settings.stages},
+        ),
+        data=dict(folder=str(settings.data), files=files),
+        steps=[dict(name=step.name, seconds=state.get(step.name)["seconds"], **state.get(step.name)["result"]) for step in steps],
+        seconds=round(sum(state.get(step.name)["seconds"] for step in steps), 1),
+        model=str(settings.out / settings.stages[-1] / "merged"),
+        questions=answers,
+        argv=sys.argv,
+    )
+    file = Path(settings.out) / "report.json"
+    write_json(file, report)
+    return file

@@ -1,0 +1,143 @@
+"""What a run has finished, and the lock of its folder."""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from xtuner_wulewule.errors import SettingsError
+
+WHOLE_FILE = 64 * 2**20  # bytes; of larger files size and time stamp are compared, not the contents
+
+
+def write_json(file, value):
+    """Write a value as JSON to a temporary name, and move it into place."""
+    temporary = Path(f"{file}.part")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        json.dump(value, stream, ensure_ascii=False, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+
+
+def file_fingerprint(file):
+    """Return what identifies the contents of a file (str)."""
+    status = os.stat(file)
+    if status.st_size > WHOLE_FILE:
+        return f"size {status.st_size}, time {status.st_mtime_ns}"
+    return f"sha256 {hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
+
+
+def model_fingerprint(model):
+    """Return what identifies a model (dict): of a folder each file, of a hub id the id."""
+    if not os.path.isdir(model):
+        return {"id": model}
+    return {"folder": model, **{path.name: file_fingerprint(path) for path in sorted(Path(model).iterdir()) if path.is_file()}}
+
+
+def digest(fingerprint):
+    """Return a short name (str) of a fingerprint."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def differences(old, new, prefix=""):
+    """Return what changed between two fingerprints (list[str]), by key."""
+    changed = []
+    for key in sorted({*old, *new}):
+        name = f"{prefix}{key}"
+        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
+            changed += differences(old[key], new[key], f"{name} ")
+        elif old.get(key) != new.get(key):
+            was, now = (str(value)[:60] for value in (old.get(key), new.get(key)))
+            changed.append(name if any(word in was + now for word in ("sha256", "size ")) else f"{name} ({was} -> {now})")
+    return changed
+
+
+class State:
+    """The steps that a run has begun and finished, in `state.json` of its folder; every change is on disk before the next step begins.
+
+    Args:
+        folder (pathlib.Path): the run's folder.
+
+    Raises:
+        SettingsError: the file is not one of ours.
+    """
+
+    def __init__(self, folder):
+        self.file = Path(folder) / "state.json"
+        self.steps = {}
+        if self.file.is_file():
+            try:
+                self.steps = json.loads(self.file.read_text(encoding="utf-8"))["steps"]
+            except (ValueError, KeyError, TypeError):
+                raise SettingsError(f"{self.file} is not a state file of wulewule run; use another --out, or move it away") from None
+
+    def get(self, name):
+        """Return the entry (dict) of a step, empty where it never began."""
+        return self.steps.get(name, {})
+
+    def begin(self, name, fingerprint):
+        """Note that a step begins."""
+        self.steps[name] = dict(status="running", fingerprint=fingerprint)
+        self._write()
+
+    def finish(self, name, seconds, result):
+        """Note that a step has ended well, in how many seconds, and what it found."""
+        self.steps[name].update(status="done", seconds=round(seconds, 1), result=result)
+        self._write()
+
+    def forget(self, name):
+        """Note that a step has to run again."""
+        if self.steps.pop(name, None) is not None:
+            self._write()
+
+    def _write(self):
+        write_json(self.file, dict(steps=self.steps))
+
+
+def lock_folder(folder, patience=30.0):
+    """Lock a run's folder until this process and every step that it started have ended.
+
+    Where the process that holds the lock is gone and one of its steps is still ending, that is waited for.
+
+    Args:
+        folder (pathlib.Path): an existing folder.
+        patience (float): how long to wait, in seconds. Defaults to 30.
+
+    Returns:
+        typing.IO: the open lock file; closing it gives the lock back.
+
+    Raises:
+        SettingsError: another run works in the folder.
+    """
+    file = open(Path(folder) / ".lock", "a+", encoding="utf-8")  # stays open while the lock is held
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            if (holder.isdigit() and _lives(int(holder))) or time.monotonic() > end:
+                file.close()
+                raise SettingsError(
+                    f"another wulewule run (process {holder}) works in {folder}; wait for it, or use another --out"
+                ) from None
+            time.sleep(0.2)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _lives(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
