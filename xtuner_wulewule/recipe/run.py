@@ -95,7 +95,10 @@ def _run_step(settings, step, state, display, lock):
         shutil.rmtree(part(output.parent), ignore_errors=True)
     state.begin(step.name, step.fingerprint)
     command = step.command(checkpoint)
-    with display.step(step.name, shlex.join(command)) as shown:
+    log.parent.mkdir(exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(f"$ {shlex.join(command)}\n")
+    with display.step(step.name, f"output in {log}") as shown:
         run_step(command, log, step.env, on_progress=shown.progress, keep_open=(lock.fileno(),))
         if step.check is not None:
             run_step(step.check(checkpoint), log, step.env, keep_open=(lock.fileno(),))
