@@ -58,7 +58,7 @@ class Display:
             self.print(f"    failed after {time.monotonic() - begin:.0f} s")
             for line in error.last_lines:
                 self.print(f"    | {line}")
-            raise
+            raise StepError(f"{name} {error}" if str(error).startswith("ended with") else str(error), error.last_lines) from None
         self.print(f"    done in {time.monotonic() - begin:.0f} s{step.ended()}")
 
 

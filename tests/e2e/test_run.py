@@ -1,0 +1,183 @@
+"""`wulewule run`: the whole recipe with a small data set, killed, continued, and made to fail."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import LAUNCHER, WULEWULE, last_line, run
+from test_train import QUESTIONS, conversation, write_lines
+
+from xtuner_wulewule.recipe.results import read_scalars
+
+STEPS = ["pretrain_train", "pretrain_convert", "pretrain_merge", "sft_train", "sft_convert", "sft_merge"]
+# dropout, so that a resume without the random state would end at other losses; enough iterations to be killed in the middle
+OPTIONS = [
+    "--set",
+    "model.lora.lora_dropout=0.2",
+    "--set",
+    "default_hooks.checkpoint.interval=5",
+    "--set",
+    "default_hooks.logger.interval=1",
+]
+OPTIONS += ["--set", "default_hooks.logger.interval=1", "--epochs", "pretrain=40,sft=25"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data folder with a few rows of every kind."""
+    folder = tmp_path_factory.mktemp("data")
+    write_lines(folder / "self_cognition_100.jsonl", [conversation((question, "我是一个测试。")) for question in QUESTIONS[:3]])
+    write_lines(folder / "huixiangdou_conversations.jsonl", [conversation((question, "答案是七。")) for question in QUESTIONS[3:]])
+    write_lines(folder / "heishenghua_pretraining.jsonl", [{"text": f"第{number}段。" + "山高路远，慢慢走。" * 40} for number in range(6)])
+    return folder
+
+
+def recipe(out, data, *arguments, status=0, **env):
+    """Run `wulewule run` to its end, outside an activated environment; return the finished process."""
+    command = [WULEWULE, "run", "--size", "tiny", "--data", data, "--out", out, *OPTIONS, *arguments]
+    result = run(command, out.parent, timeout=600, PATH="/usr/bin:/bin", **env)
+    assert result.returncode == status, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+def report(out):
+    return json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+def last_losses(out):
+    return {step["name"]: step["last_loss"] for step in report(out)["steps"] if "last_loss" in step}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    return out, recipe(out, data)
+
+
+def test_report_says_what_was_done(undisturbed, data):
+    out, result = undisturbed
+    found = report(out)
+    assert [step["name"] for step in found["steps"]] == [*STEPS, "ask"] and all(step["seconds"] > 0 for step in found["steps"])
+    assert found["versions"]["xtuner"] == "0.2.0" and set(found["data"]["files"]) == {path.name for path in data.iterdir()}
+    assert [item["question"] for item in found["questions"]][0] == "你是谁？" and all("answer" in item for item in found["questions"])
+    for step in found["steps"]:
+        if "last_loss" in step:
+            assert step["last_loss"] < step["first_loss"]
+        if step["name"].endswith("_convert"):
+            assert step["adapter_tensors"] == 22
+        if step["name"].endswith("_merge"):
+            assert step["changed"] == 11 and step["largest_error"] <= 1 and step["kl_trained_merged"] < 0.01
+    assert Path(found["model"], "model.safetensors").is_file()
+    assert not list(out.glob("**/*.part"))
+    assert f"report: {out}/report.json" in result.stdout
+
+
+def test_finished_run_does_nothing_again(undisturbed, data):
+    out, _ = undisturbed
+    before = report(out)
+    result = recipe(out, data)
+    assert result.stdout.count(": finished before, in ") == 7
+    assert report(out)["steps"] == before["steps"]
+
+
+def kill_in(step, command, out, env):
+    """Start a run and kill it with SIGKILL in a step, in a training once a checkpoint is there; return when its steps have ended too."""
+    process = subprocess.Popen(list(map(str, command)), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stage, _, kind = step.partition("_")
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        assert process.poll() is None, f"the run ended with status {process.returncode} before {step} could be killed"
+        try:
+            status = json.loads((out / "state.json").read_text(encoding="utf-8"))["steps"].get(step, {}).get("status")
+        except (OSError, ValueError):
+            status = None
+        assert status != "done", f"{step} ended before it could be killed"
+        if status == "running" and (kind != "train" or (out / stage / "train" / "last_checkpoint").is_file()):
+            break
+        time.sleep(0.02)
+    if kind != "train":
+        time.sleep(1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def killed_in_every_step(out, command, env):
+    """Kill a run in each of its six steps in turn, going on after each."""
+    for step in STEPS:
+        kill_in(step, command, out, env)
+    subprocess.run(list(map(str, command)), env=env, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_run_that_is_killed_in_every_step_ends_as_the_undisturbed_one(undisturbed, data, tmp_path):
+    out = tmp_path / "out"
+    command = [WULEWULE, "run", "--size", "tiny", "--data", data, "--out", out, *OPTIONS]
+    env = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    killed_in_every_step(out, command, {**env, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+    assert last_losses(out) == pytest.approx(last_losses(undisturbed[0]), abs=1e-4)
+    assert report(out)["questions"] == report(undisturbed[0])["questions"]
+    for stage in ("pretrain", "sft"):
+        assert [row["iter"] for row in read_scalars(out / stage / "train")] == [
+            row["iter"] for row in read_scalars(undisturbed[0] / stage / "train")
+        ]
+        assert len(list((out / stage / "train").glob("2*_*"))) == 2  # killed once, resumed once
+
+
+def copy_of(out, target):
+    shutil.copytree(out, target, symlinks=True)
+    return target
+
+
+def test_changed_data_runs_the_tuning_again_and_keeps_the_old_one(undisturbed, data, tmp_path):
+    changed = shutil.copytree(data, tmp_path / "data")
+    out = tmp_path / "out"
+    recipe(out, data, "--epochs", "1")
+    write_lines(changed / "self_cognition_100.jsonl", [conversation((question, "我是另一个测试。")) for question in QUESTIONS[:3]])
+    result = recipe(out, changed, "--epochs", "1")
+    assert result.stdout.count(": finished before, in ") == 3
+    assert "sft_train is run again: changed: data self_cognition_100.jsonl" in result.stdout
+    (kept,) = (out / "replaced").glob("*_sft_train")
+    assert (kept / "last_checkpoint").is_file()
+
+
+def test_truncated_checkpoint_is_told_and_the_one_before_is_used(undisturbed, data, tmp_path):
+    out = tmp_path / "out"
+    command = [WULEWULE, "run", "--size", "tiny", "--data", data, "--out", out, *OPTIONS]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    kill_in("sft_train", command, out, env)
+    time.sleep(2)
+    newest = max((out / "sft" / "train").glob("iter_*.pth"), key=lambda path: int(path.stem.partition("_")[2]))
+    os.truncate(newest, newest.stat().st_size // 2)
+    result = recipe(out, data)
+    assert f"{newest} was not written to its end; it was renamed to {newest.name}.broken" in result.stdout
+    assert last_losses(out) == pytest.approx(last_losses(undisturbed[0]), abs=1e-4)
+
+
+def test_broken_data_ends_the_run_with_file_and_line(data, tmp_path):
+    broken = shutil.copytree(data, tmp_path / "data")
+    file = broken / "heishenghua_pretraining.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace('{"text": "第2', '{"text": 第2'), encoding="utf-8")
+    result = recipe(tmp_path / "out", broken, status=1)
+    assert last_line(result.stderr).startswith(f"xtuner-wulewule: error: pretrain_train ended with status 1: {file}:3: not valid JSON")
+    assert str(tmp_path / "out" / "logs" / "pretrain_train.log") in last_line(result.stderr) and "Traceback" not in result.stderr
+
+
+def test_interruption_by_hand(data, tmp_path):
+    out = tmp_path / "out"
+    command = [WULEWULE, "run", "--size", "tiny", "--data", data, "--out", out, *OPTIONS]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(list(map(str, command)), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out / "pretrain" / "train").is_dir():
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert last_line(error) == "xtuner-wulewule: interrupted; give the same command again to go on"
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert not [line for line in left.splitlines() if str(out) in line and sys.executable in line]
