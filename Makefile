@@ -1,11 +1,11 @@
 # make demo   makes .venv, installs, runs the whole recipe on a tiny model on the CPU and shows the answers
-# make test   makes .venv, installs, runs every test          make unit   only the quick ones
+# make test   makes .venv, installs, runs the tests           make unit   only the quick ones        make slow   only the slow ones
 # make lint   ruff and mypy
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(abspath $(VENV))/bin
 
-.PHONY: install demo test unit lint
+.PHONY: install demo test unit slow lint
 $(VENV)/.installed: pyproject.toml hatch_build.py
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -e '.[dev]'
@@ -17,10 +17,13 @@ demo: install
 	$(BIN)/wulewule demo
 
 test: install
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
 
 unit: install
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest --ignore tests/e2e
+
+slow: install
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .

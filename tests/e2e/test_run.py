@@ -114,6 +114,7 @@ def killed_in_every_step(out, command, env):
     subprocess.run(list(map(str, command)), env=env, check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_run_that_is_killed_in_every_step_ends_as_the_undisturbed_one(undisturbed, data, tmp_path):
     out = tmp_path / "out"
     command = [WULEWULE, "run", "--size", "tiny", "--data", data, "--out", out, *OPTIONS]
@@ -128,34 +129,41 @@ def test_run_that_is_killed_in_every_step_ends_as_the_undisturbed_one(undisturbe
         assert len(list((out / stage / "train").glob("2*_*"))) == 2  # killed once, resumed once
 
 
-def copy_of(out, target):
-    shutil.copytree(out, target, symlinks=True)
+def copy_of(out, target, unfinished):
+    """Copy a finished run as if it had been killed in a step: `unfinished` names it and those behind it."""
+    shutil.copytree(out, target)
+    state = json.loads((target / "state.json").read_text(encoding="utf-8"))["steps"]
+    kept = {name: entry for name, entry in state.items() if name not in unfinished}
+    kept[unfinished[0]] = dict(state[unfinished[0]], status="running")
+    (target / "state.json").write_text(json.dumps(dict(steps=kept)), encoding="utf-8")
+    for name in unfinished[1:]:
+        stage, _, kind = name.partition("_")
+        shutil.rmtree(target / stage / {"convert": "adapter", "merge": "merged"}[kind])
     return target
 
 
 def test_changed_data_runs_the_tuning_again_and_keeps_the_old_one(undisturbed, data, tmp_path):
-    changed = shutil.copytree(data, tmp_path / "data")
     out = tmp_path / "out"
-    recipe(out, data, "--epochs", "1")
+    shutil.copytree(undisturbed[0], out)
+    changed = shutil.copytree(data, tmp_path / "data")
     write_lines(changed / "self_cognition_100.jsonl", [conversation((question, "我是另一个测试。")) for question in QUESTIONS[:3]])
-    result = recipe(out, changed, "--epochs", "1")
+    result = recipe(out, changed)
     assert result.stdout.count(": finished before, in ") == 3
     assert "sft_train is run again: changed: data self_cognition_100.jsonl" in result.stdout
     (kept,) = (out / "replaced").glob("*_sft_train")
     assert (kept / "last_checkpoint").is_file()
+    assert report(out)["questions"] != report(undisturbed[0])["questions"]
 
 
 def test_truncated_checkpoint_is_told_and_the_one_before_is_used(undisturbed, data, tmp_path):
-    out = tmp_path / "out"
-    command = [WULEWULE, "run", "--size", "tiny", "--data", data, "--out", out, *OPTIONS]
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    kill_in("sft_train", command, out, env)
-    time.sleep(2)
-    newest = max((out / "sft" / "train").glob("iter_*.pth"), key=lambda path: int(path.stem.partition("_")[2]))
+    out = copy_of(undisturbed[0], tmp_path / "out", STEPS[3:])
+    older, newest = sorted((out / "sft" / "train").glob("iter_*.pth"), key=lambda path: int(path.stem.partition("_")[2]))
     os.truncate(newest, newest.stat().st_size // 2)
     result = recipe(out, data)
     assert f"{newest} was not written to its end; it was renamed to {newest.name}.broken" in result.stdout
+    assert f"sft_train resumes from {older}" in result.stdout
     assert last_losses(out) == pytest.approx(last_losses(undisturbed[0]), abs=1e-4)
+    assert report(out)["questions"] == report(undisturbed[0])["questions"]
 
 
 def test_broken_data_ends_the_run_with_file_and_line(data, tmp_path):
