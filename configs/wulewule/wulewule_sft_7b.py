@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from xtuner.dataset import process_hf_dataset
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.dataset.map_fns import template_map_fn_factory
-from xtuner.engine.hooks import DatasetInfoHook
+from xtuner.engine.hooks import DatasetInfoHook, ThroughputHook
 from xtuner.engine.runner import TrainLoop
 from xtuner.utils import PROMPT_TEMPLATE
 from xtuner_wulewule.dataset.loader import load_wulewule_dataset
@@ -148,6 +148,7 @@ custom_hooks = [
     dict(type=UpdateBudgetHook),
     dict(type=RandomStateHook),  # a resumed run draws the random numbers of an uninterrupted one
     dict(type=DatasetInfoHook, tokenizer=tokenizer),
+    dict(type=ThroughputHook),  # tokens_per_sec and tflops of one GPU, in the log and in TensorBoard
     dict(
         type=BatchedEvaluateChatHook,
         tokenizer=tokenizer,

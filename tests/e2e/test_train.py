@@ -126,7 +126,7 @@ def test_tensorboard_reads_the_curves(plain):
     events.Reload()
     logged = [row["loss"] for row in read_scalars(work_dir)]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(logged)
-    assert {"lr", "loss", "grad_norm", "time"} <= set(events.Tags()["scalars"])
+    assert {"lr", "loss", "grad_norm", "time", "tokens_per_sec"} <= set(events.Tags()["scalars"])
 
 
 def losses(work_dir):
