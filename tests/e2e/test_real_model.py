@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 from commands import WULEWULE, run
-from test_train import write_lines
+from training import write_lines
 
 from xtuner_wulewule import paths, prompts
 from xtuner_wulewule.cli.demo import NAME

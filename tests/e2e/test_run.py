@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import LAUNCHER, WULEWULE, last_line, run
-from test_train import QUESTIONS, conversation, write_lines
+from training import QUESTIONS, conversation, write_lines
 
 from xtuner_wulewule.recipe.results import read_scalars
 
@@ -26,16 +26,6 @@ OPTIONS = [
     "default_hooks.logger.interval=1",
 ]
 OPTIONS += ["--set", "default_hooks.logger.interval=1", "--epochs", "pretrain=40,sft=25"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A data folder with a few rows of every kind."""
-    folder = tmp_path_factory.mktemp("data")
-    write_lines(folder / "self_cognition_100.jsonl", [conversation((question, "我是一个测试。")) for question in QUESTIONS[:3]])
-    write_lines(folder / "huixiangdou_conversations.jsonl", [conversation((question, "答案是七。")) for question in QUESTIONS[3:]])
-    write_lines(folder / "heishenghua_pretraining.jsonl", [{"text": f"第{number}段。" + "山高路远，慢慢走。" * 40} for number in range(6)])
-    return folder
 
 
 def recipe(out, data, *arguments, status=0, **env):

@@ -1,78 +1,16 @@
-"""Training through the real `xtuner` command, on the CPU, with the tiny model and a small data set of this file's own."""
+"""Training through the real `xtuner` command, on the CPU, with the tiny model and a small data set."""
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from commands import WULEWULE, XTUNER, last_line, run, xtuner
+from training import adam_steps, budget, conversation, deepspeed_steps, told, train
 
 from xtuner_wulewule.recipe.results import first_and_last_loss, last_checkpoint, read_scalars
 
-QUESTIONS = ["你是谁", "这棒子有多重？", "What is your name?", "哪一回最难？", "谁画的地图？", "在哪里存档？", "有几种结局？"]
 CHECKPOINTS = "default_hooks.checkpoint.max_keep_ckpts=-1"
-
-
-def write_lines(file, rows):
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def conversation(*turns):
-    return {"conversation": [{"input": question, "output": answer} for question, answer in turns]}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A data folder: 3 identity rows and 4 conversations, 6 texts."""
-    folder = tmp_path_factory.mktemp("data")
-    write_lines(folder / "self_cognition_100.jsonl", [conversation((question, "我是一个测试。")) for question in QUESTIONS[:3]])
-    write_lines(
-        folder / "huixiangdou_conversations.jsonl",
-        [conversation((question, f"答案是{len(question)}。"), ("还有呢？", "没有了。")) for question in QUESTIONS[3:]],
-    )
-    write_lines(folder / "heishenghua_pretraining.jsonl", [{"text": f"第{number}段。" + "山高路远，慢慢走。" * 40} for number in range(6)])
-    return folder
-
-
-def train(name, data, work_dir, *options, status=0, arguments=(), **env):
-    """Run `xtuner train NAME` on the data; return its whole output."""
-    command = ["train", name, "--work-dir", work_dir, "--seed", 0, *arguments]
-    command += ["--cfg-options", *options] if options else []
-    result = xtuner(*command, folder=work_dir.parent, WULEWULE_DATA_DIR=str(data), **env)
-    output = result.stdout + result.stderr
-    assert result.returncode == status, output[-3000:]
-    return output
-
-
-def adam_steps(checkpoint):
-    """The optimizer steps that Adam itself counted (set of int), of all parameters."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=False)["optimizer"]["state"]
-    assert state
-    return {int(parameter["step"]) for parameter in state.values()}
-
-
-def deepspeed_steps(checkpoint):
-    """The optimizer steps that DeepSpeed itself counted."""
-    return torch.load(Path(checkpoint) / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["global_steps"]
-
-
-def told(output):
-    """What AccumulativeCountsHook said: (accumulative_counts, updates, iterations), once for each time that it spoke."""
-    pattern = (
-        r"accumulative_counts is (\d+) on one process: this run makes (\d+) optimizer updates in (\d+) iterations, with 1 it would make "
-    )
-    pattern += r"(\d+)\. Set"
-    found = [tuple(map(int, match)) for match in re.findall(pattern, output)]
-    assert all(iterations == with_one for _, _, iterations, with_one in found)
-    return [(counts, updates, iterations) for counts, updates, iterations, _ in found]
-
-
-def budget(output):
-    """What UpdateBudgetHook said: (rows, iterations, updates, highest rate, asked rate); it must have spoken once."""
-    pattern = r"Update budget: (\d+) rows, .* (\d+) iterations, (\d+) optimizer updates, highest learning rate (\S+) \(asked (\S+)\)"
-    (found,) = re.findall(pattern, output)
-    return (*map(int, found[:3]), *map(float, found[3:]))
 
 
 @pytest.fixture(scope="module")
@@ -203,74 +141,6 @@ def test_stuck_learning_rate_of_the_templates_is_told(data, tmp_path):
     assert f"The learning rate never rises above {highest:.3g}" in output and highest < 0.01 * asked
     # and it is true
     assert max(row["lr"] for row in read_scalars(tmp_path / "work")) == pytest.approx(highest, rel=0.01)
-
-
-@pytest.mark.parametrize("arguments", [(), ("--deepspeed", "deepspeed_zero1_fp32")], ids=["ddp", "deepspeed"])
-def test_two_processes(arguments, data, tmp_path):
-    # a fresh cache: both ranks make the tiny model at once
-    env = {"NPROC_PER_NODE": "2", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    options = ("train_cfg.max_epochs=7", "optim_wrapper.accumulative_counts=2", "default_hooks.logger.interval=1")
-    output = train("wulewule_pretrain_tiny", data, tmp_path / "work", *options, arguments=arguments, **env)
-    (model,) = (tmp_path / "cache" / "xtuner-wulewule").iterdir()  # no half of one is left beside it
-    assert (model / "config.json").is_file() and (model / "model.safetensors").is_file()
-    rows, iterations, updates, highest, asked = budget(output)
-    assert (rows, iterations) == (6, 7)
-    assert updates == (3 if arguments else 4)  # DeepSpeed makes no update of the remainder
-    assert highest == asked
-    assert told(output) == []  # accumulation keeps a global batch there
-    checkpoint = last_checkpoint(tmp_path / "work")
-    assert (deepspeed_steps(checkpoint) if arguments else adam_steps(checkpoint)) == (updates if arguments else {updates})
-    assert [row["iter"] for row in read_scalars(tmp_path / "work")] == list(range(1, iterations + 1))
-
-
-RECORD = """
-import json
-from mmengine.dist import get_rank
-from mmengine.hooks import Hook
-
-class RecordHook(Hook):
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        rows = [hash(tuple(row)) for row in data_batch["data"]["input_ids"].tolist()]
-        with open(f"{runner.work_dir}/rank_{get_rank()}.jsonl", "a") as file:
-            file.write(json.dumps([rows, float(outputs["loss"])]) + "\\n")
-"""
-
-
-def recorded(work_dir, ranks):
-    """For each iteration the rows of all ranks together, in their order, and the mean of the ranks' losses."""
-    lines = [(work_dir / f"rank_{rank}.jsonl").read_text().splitlines() for rank in range(ranks)]
-    steps = [[json.loads(line) for line in step] for step in zip(*lines, strict=True)]
-    # rank r of W has the rows r, r + W, …
-    return [
-        ([row for rows in zip(*(one[0] for one in step), strict=True) for row in rows], sum(one[1] for one in step) / ranks)
-        for step in steps
-    ]
-
-
-def test_two_processes_train_what_one_trains(data, tmp_path):
-    """The same global batch: every row in the same order, and the same losses."""
-    (tmp_path / "record.py").write_text(RECORD)
-    assert xtuner("copy-cfg", "wulewule_pretrain_tiny", tmp_path, folder=tmp_path).returncode == 0
-    config = tmp_path / "wulewule_pretrain_tiny_copy.py"
-    text = config.read_text(encoding="utf-8").replace(
-        "\nfrom xtuner.dataset import", "\nfrom record import RecordHook\nfrom xtuner.dataset import", 1
-    )
-    text = text.replace("max_length = 512", "max_length = 16")  # more rows
-    config.write_text(text.replace("custom_hooks = [\n", "custom_hooks = [\n    dict(type=RecordHook),\n"), encoding="utf-8")
-    env = {"PYTHONPATH": str(tmp_path), "PYTHONHASHSEED": "0"}
-    options = ("train_cfg.max_epochs=4",)
-    one = tmp_path / "one"
-    train(config, data, one, *options, "train_dataloader.batch_size=4", **env)
-    alone = recorded(one, 1)
-    assert len(alone) > 6
-    for name, arguments in (("ddp", ()), ("zero1", ("--deepspeed", "deepspeed_zero1_fp32"))):
-        two = tmp_path / name
-        train(config, data, two, *options, "train_dataloader.batch_size=2", arguments=arguments, NPROC_PER_NODE="2", **env)
-        together = recorded(two, 2)
-        assert [rows for rows, _ in together] == [rows for rows, _ in alone]
-        # Adam turns rounding into full steps where a gradient is nearly 0, so what is equal at first drifts a little
-        assert together[0][1] == pytest.approx(alone[0][1], rel=1e-6)
-        assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=3e-3)
 
 
 @pytest.mark.parametrize("name", ["wulewule_pretrain_tiny", "wulewule_sft_tiny"])

@@ -1,0 +1,77 @@
+"""Two processes on the CPU, through the real `xtuner` command."""
+
+import json
+
+import pytest
+from commands import xtuner
+from training import adam_steps, budget, deepspeed_steps, told, train
+
+from xtuner_wulewule.recipe.results import last_checkpoint, read_scalars
+
+
+@pytest.mark.parametrize("arguments", [(), ("--deepspeed", "deepspeed_zero1_fp32")], ids=["ddp", "deepspeed"])
+def test_two_processes(arguments, data, tmp_path):
+    # a fresh cache: both ranks make the tiny model at once
+    env = {"NPROC_PER_NODE": "2", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    options = ("train_cfg.max_epochs=7", "optim_wrapper.accumulative_counts=2", "default_hooks.logger.interval=1")
+    output = train("wulewule_pretrain_tiny", data, tmp_path / "work", *options, arguments=arguments, **env)
+    (model,) = (tmp_path / "cache" / "xtuner-wulewule").iterdir()  # no half of one is left beside it
+    assert (model / "config.json").is_file() and (model / "model.safetensors").is_file()
+    rows, iterations, updates, highest, asked = budget(output)
+    assert (rows, iterations) == (6, 7)
+    assert updates == (3 if arguments else 4)  # DeepSpeed makes no update of the remainder
+    assert highest == asked
+    assert told(output) == []  # accumulation keeps a global batch there
+    checkpoint = last_checkpoint(tmp_path / "work")
+    assert (deepspeed_steps(checkpoint) if arguments else adam_steps(checkpoint)) == (updates if arguments else {updates})
+    assert [row["iter"] for row in read_scalars(tmp_path / "work")] == list(range(1, iterations + 1))
+
+
+RECORD = """
+import json
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+
+class RecordHook(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        rows = [hash(tuple(row)) for row in data_batch["data"]["input_ids"].tolist()]
+        with open(f"{runner.work_dir}/rank_{get_rank()}.jsonl", "a") as file:
+            file.write(json.dumps([rows, float(outputs["loss"])]) + "\\n")
+"""
+
+
+def recorded(work_dir, ranks):
+    """For each iteration the rows of all ranks together, in their order, and the mean of the ranks' losses."""
+    lines = [(work_dir / f"rank_{rank}.jsonl").read_text().splitlines() for rank in range(ranks)]
+    steps = [[json.loads(line) for line in step] for step in zip(*lines, strict=True)]
+    # rank r of W has the rows r, r + W, …
+    return [
+        ([row for rows in zip(*(one[0] for one in step), strict=True) for row in rows], sum(one[1] for one in step) / ranks)
+        for step in steps
+    ]
+
+
+def test_two_processes_train_what_one_trains(data, tmp_path):
+    """The same global batch: every row in the same order, and the same losses."""
+    (tmp_path / "record.py").write_text(RECORD)
+    assert xtuner("copy-cfg", "wulewule_pretrain_tiny", tmp_path, folder=tmp_path).returncode == 0
+    config = tmp_path / "wulewule_pretrain_tiny_copy.py"
+    text = config.read_text(encoding="utf-8").replace(
+        "\nfrom xtuner.dataset import", "\nfrom record import RecordHook\nfrom xtuner.dataset import", 1
+    )
+    text = text.replace("max_length = 512", "max_length = 16")  # more rows
+    config.write_text(text.replace("custom_hooks = [\n", "custom_hooks = [\n    dict(type=RecordHook),\n"), encoding="utf-8")
+    env = {"PYTHONPATH": str(tmp_path), "PYTHONHASHSEED": "0"}
+    options = ("train_cfg.max_epochs=4",)
+    one = tmp_path / "one"
+    train(config, data, one, *options, "train_dataloader.batch_size=4", **env)
+    alone = recorded(one, 1)
+    assert len(alone) > 6
+    for name, arguments in (("ddp", ()), ("zero1", ("--deepspeed", "deepspeed_zero1_fp32"))):
+        two = tmp_path / name
+        train(config, data, two, *options, "train_dataloader.batch_size=2", arguments=arguments, NPROC_PER_NODE="2", **env)
+        together = recorded(two, 2)
+        assert [rows for rows, _ in together] == [rows for rows, _ in alone]
+        # Adam turns rounding into full steps where a gradient is nearly 0, so what is equal at first drifts a little
+        assert together[0][1] == pytest.approx(alone[0][1], rel=1e-6)
+        assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=3e-3)
