@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from commands import python
 from safetensors.torch import load_file, save_file
 
 from xtuner_wulewule import cli, paths
@@ -186,7 +187,12 @@ def test_newest_whole_checkpoint_is_resumed(tmp_path):
     folder.mkdir()
     assert not is_whole(folder)
     torch.save(1, folder / "mp_rank_00_model_states.pt")
-    assert checkpoint_to_resume(tmp_path) == (folder, [tmp_path / "iter_15.pth"][:0])
+    assert not is_whole(folder)  # killed before the optimizer's file
+    torch.save(1, folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    assert checkpoint_to_resume(tmp_path) == (folder, [])
+    assert not is_whole(folder, processes=2)
+    torch.save(1, folder / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt")
+    assert is_whole(folder, processes=2) and is_whole(folder)
     assert checkpoint_to_resume(tmp_path / "nothing") == (None, [])
 
 
@@ -259,6 +265,10 @@ def test_numbers_for_each_stage(value, wanted):
         (["--lr", "both=1"], "--lr both=1: give one positive number"),
         (["--stages", "sft,pretrain"], "--stages sft,pretrain: give pretrain,sft or one of them"),
         (["--set", "lr"], "--set lr: expected KEY=VALUE"),
+        (["--set", "stf:model.lora.r=32"], "--set stf:model.lora.r=32: stf is not a stage of this run (pretrain, sft)"),
+        (["--stages", "sft", "--set", "pretrain:lr=1"], "--set pretrain:lr=1: pretrain is not a stage of this run (sft)"),
+        (["--set", "train_dataloder.batch_size=8"], "--set train_dataloder.batch_size=8: train_dataloder is not in"),
+        (["--lr", "nan"], "--lr nan: give one positive number"),
         (["--nproc", "0"], "--nproc 0: at least 1"),
         (["--model", "/no/such"], "model '/no/such' not found"),
         (["--model", "nobody/no-such-model", "--hub", "modelscope"], "--hub modelscope needs its package"),
@@ -271,6 +281,25 @@ def test_mistakes_are_one_line_and_leave_nothing(arguments, problem, tmp_path, c
     error = capsys.readouterr().err
     assert error.startswith(f"xtuner-wulewule: error: {problem}") and error.count("\n") == 1
     assert not out.exists() or {path.name for path in out.iterdir()} <= {".lock"}
+
+
+def test_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, model):
+    (tmp_path / "file").touch()
+    assert cli.main(["run", "--size", "tiny", "--out", str(tmp_path / "file"), "--model", str(model)]) == 1
+    assert capsys.readouterr().err.startswith(f"xtuner-wulewule: error: --out {tmp_path}/file cannot be made")
+
+
+DOWNLOAD = "from xtuner_wulewule.model.hub import download, find_model; print(download(find_model('some/model')))"
+
+
+def test_hub_id_becomes_the_folder_in_the_cache(tmp_path):
+    snapshot = tmp_path / "hub" / "models--some--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    result = python(DOWNLOAD, tmp_path, HF_HOME=str(tmp_path))
+    assert result.stdout.strip() == str(snapshot), result.stderr
 
 
 # the check of a merge
@@ -315,6 +344,35 @@ def test_one_wrong_number_in_a_merge_is_found(merged, name):
 
     change(merged[2], wrong)
     with pytest.raises(StepError, match=f"{name} of .* is not base"):
+        check_merge(*merged)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, -1.0])
+def test_merge_of_another_adapter_is_found_where_little_was_learned(merged, factor):
+    base, adapter, folder = merged
+
+    def little(tensors):
+        for name in tensors:
+            if "lora_B" in name:
+                tensors[name].mul_(2e-3)
+
+    change(adapter, little, "adapter_model.safetensors")
+    old, lora = load_file(f"{base}/model.safetensors"), load_file(f"{adapter}/adapter_model.safetensors")
+
+    def merge(share):
+        def wrong(tensors):
+            for name in lora:
+                if "lora_A" in name:
+                    module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+                    product = 2 * lora[name.replace("lora_A", "lora_B")].float() @ lora[name].float()
+                    tensors[f"{module}.weight"] = (old[f"{module}.weight"].half() + share * product).half()
+
+        return wrong
+
+    change(folder, merge(1.0))
+    check_merge(*merged)
+    change(folder, merge(factor))
+    with pytest.raises(StepError):
         check_merge(*merged)
 
 

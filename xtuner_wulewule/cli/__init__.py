@@ -1,6 +1,7 @@
 """The `wulewule` command; each subcommand group lives in a file of its own. Heavy imports happen inside the subcommands."""
 
 import argparse
+import os
 import sys
 
 from xtuner_wulewule import __version__
@@ -30,7 +31,15 @@ def main(argv=None):
     try:
         return args.run(args)
     except WulewuleError as error:
+        if os.environ.get("WULEWULE_TRACEBACK") == "1":
+            raise
         print(one_line(error), file=sys.stderr)
+        return 1
+    except OSError as error:
+        if os.environ.get("WULEWULE_TRACEBACK") == "1":
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(one_line(WulewuleError(f"{error.strerror or error}{where}; WULEWULE_TRACEBACK=1 shows where")), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("xtuner-wulewule: interrupted; give the same command again to go on", file=sys.stderr)

@@ -47,6 +47,7 @@ def run(args):
         SettingsError: `out` is a folder with something else in it.
         StepError: a step failed, or the model did not learn its answers.
     """
+    from xtuner_wulewule.model.tiny import tiny_model_dir
     from xtuner_wulewule.recipe.display import Display
 
     out = empty_folder(args.out.absolute())
@@ -54,7 +55,7 @@ def run(args):
     control = control_conversation()
     questions = [*TRAINED_QUESTIONS, OTHER_WORDS, control["input"]]
     demo = _Demo(out, args.seed, display)
-    display.total = 7
+    display.total = 7 + (not tiny_model_dir().is_dir())
     display.print(f"The whole recipe on a tiny InternLM2, on the CPU. Everything is written to {out}")
     begin = time.monotonic()
     base = demo.stage("pretrain", demo.tiny_model())
@@ -77,7 +78,8 @@ def run(args):
 
 def empty_folder(folder):
     """Make `folder`, or empty it where an earlier demo left it; return it. Raises SettingsError where it holds anything else."""
-    if folder.exists() and not folder.is_dir() or folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+    ours = (folder / MARKER).is_file() and not folder.is_symlink()
+    if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())):
         raise SettingsError(f"--out {folder} is not an earlier demo's folder; name a new one, nothing was changed")
     if folder.is_dir():
         shutil.rmtree(folder)

@@ -87,14 +87,15 @@ def read_settings(args):
         for stage, number in per_stage(value, stages, name, kind).items():
             options[stage].append(f"{key}={number}")
     for item in args.set:
-        stage, colon, rest = item.partition(":")
-        chosen = (stage,) if colon and stage in STAGES else stages
-        setting = rest if colon and stage in STAGES else item
-        if "=" not in setting or setting.startswith("="):
+        key, equals, _ = item.partition("=")
+        stage, colon, key = key.rpartition(":")
+        if not equals or not key:
             raise SettingsError(f"--set {item}: expected KEY=VALUE, for example train_dataloader.batch_size=8")
-        for one in chosen:
-            if one in options:
-                options[one].append(setting)
+        if colon and stage not in stages:
+            raise SettingsError(f"--set {item}: {stage} is not a stage of this run ({', '.join(stages)})")
+        for one in (stage,) if colon else stages:
+            _check_key(key, paths.config_paths()[f"wulewule_{one}_{args.size}"], item)
+            options[one].append(item.removeprefix(f"{stage}:"))
     data = Path(os.path.abspath(os.path.expanduser(args.data or paths.data_dir())))
     return Settings(
         out=Path(os.path.abspath(os.path.expanduser(args.out))),
@@ -109,6 +110,16 @@ def read_settings(args):
     )
 
 
+def _check_key(key, config, item):
+    """Raise SettingsError where the first part of a key is no setting of the config: mmengine would add it, and nothing would change."""
+    import ast
+
+    tree = ast.parse(Path(config).read_text(encoding="utf-8"))
+    names = {target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)}
+    if key.partition(".")[0] not in names:
+        raise SettingsError(f"--set {item}: {key.partition('.')[0]} is not in {config}; its settings are {', '.join(sorted(names))}")
+
+
 def per_stage(value, stages, name, kind):
     """Return {stage: number} of "3" or "pretrain=3,sft=5"; raise SettingsError where it is neither."""
     if value is None:
@@ -120,7 +131,7 @@ def per_stage(value, stages, name, kind):
             parsed = kind(number)
         except ValueError:
             parsed = 0
-        if parsed <= 0 or (equals and stage not in ("pretrain", "sft")):
+        if not 0 < parsed < float("inf") or (equals and stage not in ("pretrain", "sft")):
             raise SettingsError(f"{name} {value}: give one positive number, or pretrain=NUMBER,sft=NUMBER")
         found.update({one: number for one in ((stage,) if equals else stages)})
     return {stage: number for stage, number in found.items() if stage in stages}
@@ -128,6 +139,7 @@ def per_stage(value, stages, name, kind):
 
 def find_model(args):
     """Return the folder or hub id (str) of the model to start from, after a check that it is there."""
+    from xtuner_wulewule.model.hub import download
     from xtuner_wulewule.model.hub import find_model as find
 
     model = args.model or os.environ.get("WULEWULE_MODEL") or BASES[args.size]
@@ -139,7 +151,7 @@ def find_model(args):
 
             return tiny_model()
         return str(tiny_model_dir())
-    return model if args.dry_run else find(model, args.hub)
+    return model if args.dry_run else download(find(model, args.hub))
 
 
 def show(report, display):

@@ -38,6 +38,24 @@ def find_model(name, hub="huggingface"):
     return name
 
 
+def download(name):
+    """Return the folder (str) of a model that `find_model` found; an id is downloaded, or taken from the cache.
+
+    Raises:
+        ModelError: it cannot be downloaded.
+    """
+    if os.path.isdir(name):
+        return name
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "*.py", "*.model", "*.txt", "*.safetensors", "*.bin"])
+    except Exception as error:
+        raise ModelError(
+            f"model {name!r} cannot be downloaded ({type(error).__name__}: {error}); try again, it goes on where it stopped"
+        ) from None
+
+
 def looks_like_path(name):
     """Return whether a name can only be that of a folder (bool): hub ids are OWNER/NAME."""
     return name.startswith(("/", "./", "../", "~")) or name.count("/") != 1

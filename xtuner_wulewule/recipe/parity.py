@@ -38,6 +38,8 @@ def check_adapter(checkpoint, adapter):
         raise StepError(f"{adapter} and {checkpoint} differ in {len(odd)} tensors, the first is {odd[0]}; convert again")
     for name in converted:
         value = converted[name]
+        if not trained[name].isfinite().all():
+            raise StepError(f"{name} of {checkpoint} is not finite: the training diverged; lower the learning rate")
         if not trained[name].to(value.dtype).equal(value):
             raise StepError(f"{name} of {adapter} is not that of {checkpoint} in {value.dtype}; convert again")
     return len(trained)
@@ -46,9 +48,10 @@ def check_adapter(checkpoint, adapter):
 def check_merge(base, adapter, merged):
     """Check that a merged model is base + scale·B·A, computed in float32, to the rounding of its type.
 
-    A merged weight may differ by one rounding each of the base, of the product and of the sum: eps·(|base| + |product| + |sum|), and by
-    another eps·|product| where the device multiplies in the model's own type; eps is half the spacing at 1, and what is smaller than the
-    type's smallest normal number is not compared.
+    A merged weight may differ by one rounding each of the base, of the product and of the sum: u·(|base| + |product| + |sum|), and by
+    another u·|product| where the device multiplies in the model's own type; u is half the spacing at 1. Where the product
+    is small that proves little weight by weight, so the whole matrix is compared too: unless rounding is larger than the product, the
+    change must be once scale·B·A, to a tenth.
 
     Args:
         base (str): folder of the model that was merged into.
@@ -70,11 +73,14 @@ def check_merge(base, adapter, merged):
     scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     old, new, lora = Weights(base), Weights(merged), Weights(adapter)
-    missing = sorted(set(old) - set(new))
+    tied = json.loads((Path(base) / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", False)
+    missing = [name for name in old if name not in new and not (tied and name.startswith(("lm_head.", "output.")))]
     if missing:
         raise StepError(f"{merged} lacks {len(missing)} weights of {base}, the first is {missing[0]}; merge again")
     changed, largest = 0, 0.0
     for name in old:
+        if name not in new:
+            continue  # the second name of a tied weight
         after = new[name].to(device)
         before = old[name].to(device)
         if not after.is_floating_point():
@@ -88,14 +94,22 @@ def check_merge(base, adapter, merged):
             product = torch.zeros((), device=device)
         expected = before.float() + product
         limits = torch.finfo(after.dtype)
-        allowed = limits.eps / 2 * (before.float().abs() + 2 * product.abs() + expected.abs()) * 1.01 + limits.tiny
-        worst = ((after.float() - expected).abs() / allowed).max().item()
+        error = (after.float() - expected).abs()
+        # three roundings, each of half the spacing; under the smallest normal number the spacing no longer shrinks
+        allowed = limits.eps / 2 * (before.float().abs() + 2 * product.abs() + expected.abs()) * 1.01 + 3 * limits.tiny * limits.eps
+        worst = (error / allowed).max().item() if after.isfinite().all() else float("nan")
         if not worst <= 1:
             raise StepError(f"{name} of {merged} is not base + scale*B*A: {worst:.3g} times the rounding of {after.dtype}; merge again")
         largest = max(largest, worst)
+        if product.dim() and product.norm() > allowed.norm():
+            along = ((after.float() - before.float()) * product).sum() / product.square().sum()
+            if not abs(along.item() - 1) <= 0.1:
+                raise StepError(
+                    f"{name} of {merged} changed by {along:.3g} times scale*B*A: another adapter or scale was merged; merge again"
+                )
     if len([name for name in lora if "lora_A" in name]) != changed:
         raise StepError(f"{adapter} has LoRA for modules that {base} lacks; merge with the right base")
-    if changed == 0 or not any(not new[name].float().equal(old[name].to(new[name].dtype).float()) for name in old):
+    if changed == 0 or not any(not new[name].float().equal(old[name].to(new[name].dtype).float()) for name in old if name in new):
         raise StepError(f"{merged} is the same as {base}: the adapter changed nothing, so nothing was learned")
     return dict(weights=len(list(old)), changed=changed, largest_error=round(largest, 4))
 
@@ -164,6 +178,8 @@ def main(argv=None):
 
                 found["kl_trained_merged"] = round(kl_divergence(Config.fromfile(args.config), args.adapter, args.merged), 6)
     except WulewuleError as error:
+        if os.environ.get("WULEWULE_TRACEBACK") == "1":
+            raise
         print(one_line(error), file=sys.stderr)
         return 1
     write_json(args.out, found)

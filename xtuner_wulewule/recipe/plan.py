@@ -9,10 +9,10 @@ from pathlib import Path
 from xtuner_wulewule import paths
 from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.recipe.process import tool_command
-from xtuner_wulewule.recipe.results import is_whole, last_checkpoint
 from xtuner_wulewule.recipe.state import differences, digest, file_fingerprint, model_fingerprint
 
 STAGES = ("pretrain", "sft")
+INTERRUPTED = "it was interrupted"
 DATA_FILES = {
     "pretrain": ("heishenghua_pretraining.jsonl",),
     "sft": ("self_cognition_100.jsonl", "huixiangdou_conversations.jsonl"),
@@ -83,7 +83,7 @@ class Step:
         if changed:
             return [f"changed: {', '.join(changed)}"]
         if entry["status"] != "done":
-            return ["it was interrupted"]
+            return [INTERRUPTED]
         missing = [str(path) for path in self.outputs if not path.exists()]
         return [f"missing: {', '.join(missing)}"] if missing else []
 
@@ -222,8 +222,3 @@ def _merge_check(settings, stage, base, adapter, merged):
     arguments = ["--base", str(base), "--adapter", str(adapter), "--merged", str(merged)]
     arguments += ["--config", str(dumped_config(settings, stage)), "--out", str(settings.out / "logs" / f"{stage}_merge.json")]
     return lambda checkpoint: [*PARITY, *arguments]
-
-
-def training_is_whole(folder):
-    """Return whether the newest checkpoint that a training recorded is whole (bool)."""
-    return is_whole(last_checkpoint(folder))

@@ -150,15 +150,16 @@ def last_lines(log, lines=LAST_LINES):
 def _end(process):
     """End a process that still runs, and its children."""
     if process.poll() is None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(process.pid, number)
-                process.wait(timeout=10)
-                return
-            except ProcessLookupError:
-                return
-            except subprocess.TimeoutExpired:
-                continue
+        try:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=45)  # torch's launcher gives its ranks 30 s
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # helpers too that outlived it: they would hold the lock of the folder
+    except ProcessLookupError:
+        pass
+    process.wait()
 
 
 def _explain(status, last, log):

@@ -50,7 +50,10 @@ def setting(text, options, name, option, default):
     """Return a number (int) of a config: from the options, else from PART 1 of its text, else the default."""
     for value in reversed(options):
         if value.startswith(f"{option}="):
-            return int(float(value.partition("=")[2]))
+            try:
+                return int(float(value.partition("=")[2]))
+            except ValueError:
+                raise SettingsError(f"--set {value}: {option} must be a number") from None
     match = re.search(rf"^{name} = (\d+)|\b{name}=(\d+)", text, re.MULTILINE)
     return int(match[1] or match[2]) if match else default
 
@@ -87,13 +90,18 @@ def free_gpu_memory():
     return int(first) * 2**20 if first.isdigit() else None
 
 
+def size(count):
+    """Return a number of bytes as text, in MiB under one GiB."""
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
+
+
 def check_disk(folder, needed, what):
     """Raise SettingsError where `folder` has fewer than `needed` bytes free; `what` says for what."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SettingsError(
-            f"{what} needs {needed / GIB:.2f} GiB on the disk of {folder}, which has {free / GIB:.2f} GiB free; make room or use another "
-            "--out, then run the same command again"
+            f"{what} needs {size(needed)} on the disk of {folder}, which has {size(free)} free; make room or use another --out, then run "
+            "the same command again"
         )
 
 

@@ -21,11 +21,21 @@ def last_checkpoint(work_dir):
     return path
 
 
-def is_whole(checkpoint):
-    """Return whether a checkpoint, a file or a DeepSpeed folder, was written to its end (bool): whether its zip archives can be read."""
+def is_whole(checkpoint, processes=1):
+    """Return whether a checkpoint was written to its end (bool): whether its zip archives can be read.
+
+    Args:
+        checkpoint (str | pathlib.Path): a file, or a DeepSpeed folder.
+        processes (int): of which a DeepSpeed folder must hold the optimizer states. Defaults to 1.
+    """
     checkpoint = Path(checkpoint)
-    files = sorted(checkpoint.glob("*.pt")) if checkpoint.is_dir() else [checkpoint]
-    return bool(files) and all(_is_whole_archive(file) for file in files)
+    if not checkpoint.is_dir():
+        return _is_whole_archive(checkpoint)
+    files = sorted(checkpoint.glob("*.pt"))
+    ranks = [int(match[1]) for file in files if (match := re.search(r"zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt$", file.name))]
+    if not ranks or not all(_is_whole_archive(file) for file in files):
+        return False
+    return len(ranks) == max(max(ranks) + 1, processes)  # DeepSpeed writes the model's file first, then one for each rank
 
 
 def _is_whole_archive(file):
@@ -36,8 +46,8 @@ def _is_whole_archive(file):
         return False
 
 
-def checkpoint_to_resume(work_dir):
-    """Find the newest whole checkpoint of a work folder.
+def checkpoint_to_resume(work_dir, processes=1):
+    """Find the newest whole checkpoint of a work folder; `processes` as for `is_whole`.
 
     Returns:
         tuple[pathlib.Path | None, list[pathlib.Path]]: the checkpoint, None where there is none, and newer ones that are broken.
@@ -45,7 +55,7 @@ def checkpoint_to_resume(work_dir):
     found = [(int(match[1]), path) for path in Path(work_dir).glob("iter_*.pth") if (match := re.fullmatch(r"iter_(\d+)\.pth", path.name))]
     broken = []
     for _, path in sorted(found, reverse=True):
-        if is_whole(path):
+        if is_whole(path, processes):
             return path, broken
         broken.append(path)
     return None, broken

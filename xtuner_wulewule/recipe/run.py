@@ -11,12 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from xtuner_wulewule import __version__
-from xtuner_wulewule.errors import StepError
-from xtuner_wulewule.recipe.plan import DATA_FILES, dumped_config, part, plan, training_is_whole, work_dir
+from xtuner_wulewule.errors import SettingsError, StepError
+from xtuner_wulewule.recipe.plan import DATA_FILES, INTERRUPTED, dumped_config, part, plan, work_dir
 from xtuner_wulewule.recipe.process import run_step
 from xtuner_wulewule.recipe.resources import check_step
 from xtuner_wulewule.recipe.results import checkpoint_to_resume, first_and_last_loss, last_checkpoint, read_scalars
-from xtuner_wulewule.recipe.state import State, file_fingerprint, lock_folder, write_json
+from xtuner_wulewule.recipe.state import State, file_fingerprint, lock_folder, sync, write_json, write_text
 
 PACKAGES = ("xtuner", "mmengine", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets")
 
@@ -35,28 +35,29 @@ def run(settings, display):
         SettingsError: another run works in the folder, a data file is missing, disk or GPU memory is short.
         StepError: a step failed.
     """
-    settings.out.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--out {settings.out} cannot be made ({error.strerror}); name another folder") from None
     lock = lock_folder(settings.out)
     try:
         state = State(settings.out)
-        run_again = False
         steps = plan(settings)
         display.total = len(steps)
-        for step in steps:
+        for number, step in enumerate(steps):
             reasons = step.reasons(state)
-            if not reasons and run_again:
-                reasons = ["a step before it was run again"]
             if not reasons:
                 display.skip(step.name, f"finished before, in {state.get(step.name)['seconds']:.0f} s")
                 continue
-            resumes = reasons == ["it was interrupted"]
-            if state.get(step.name) and not resumes:
+            interrupted = reasons == [INTERRUPTED]
+            if state.get(step.name) and not interrupted:
                 display.print(f"{step.name} is run again: {'; '.join(reasons)}")
-                _set_aside(settings, step, display)
-            elif not state.get(step.name):
+            # All that follows depends on this step. Forgotten now, because this process may be killed before it gets there.
+            state.forget([later.name for later in steps[number + 1 :]])
+            check_step(step, settings)
+            if not (interrupted and step.kind == "train"):
                 _set_aside(settings, step, display)
             _run_step(settings, step, state, display, lock)
-            run_again = True
         report = _report(settings, steps, state)
     finally:
         lock.close()
@@ -71,19 +72,20 @@ def _set_aside(settings, step, display):
         if place.exists():
             target = settings.out / "replaced" / f"{stamp}_{step.stage}_{place.name}"
             target.parent.mkdir(exist_ok=True)
+            while target.exists():
+                target = target.with_name(f"{target.name}_")
             os.rename(place, target)
             display.print(f"{place} was moved to {target}")
 
 
 def _run_step(settings, step, state, display, lock):
-    check_step(step, settings)
     log = settings.out / "logs" / f"{step.name}.log"
     begin = time.monotonic()
     checkpoint = None
     if step.kind == "convert":
         checkpoint = last_checkpoint(work_dir(settings, step.stage))
     elif step.kind == "train":
-        checkpoint, broken = checkpoint_to_resume(work_dir(settings, step.stage))
+        checkpoint, broken = checkpoint_to_resume(work_dir(settings, step.stage), settings.processes)
         for path in broken:
             target = path.with_name(f"{path.name}.broken")
             shutil.rmtree(target, ignore_errors=True)
@@ -91,8 +93,8 @@ def _run_step(settings, step, state, display, lock):
             display.print(f"{path} was not written to its end; it was renamed to {target.name}")
         if checkpoint is not None:
             display.print(f"{step.name} resumes from {checkpoint}")
-    for output in step.outputs:
-        shutil.rmtree(part(output.parent), ignore_errors=True)
+    if step.kind in ("convert", "merge"):
+        shutil.rmtree(part(step.outputs[0].parent), ignore_errors=True)  # what a killed one left
     state.begin(step.name, step.fingerprint)
     command = step.command(checkpoint)
     log.parent.mkdir(exist_ok=True)
@@ -110,12 +112,17 @@ def _finish(settings, step):
     """Move outputs into place; return what the report says of the step (dict)."""
     if step.kind == "train":
         folder = work_dir(settings, step.stage)
-        if not training_is_whole(folder):
-            raise StepError(f"the last checkpoint of {folder} is not whole; run the same command again")
+        checkpoint, _ = checkpoint_to_resume(folder, settings.processes)
+        if checkpoint is None:
+            raise StepError(f"the training saved no whole checkpoint in {folder}; see its log")
+        # mmengine's own record is written after the checkpoint, so a kill between the two leaves the one before in it
+        write_text(folder / "last_checkpoint", str(checkpoint))
+        sync(checkpoint)
         first, last = first_and_last_loss(folder)
         return dict(iterations=read_scalars(folder)[-1]["iter"], first_loss=first, last_loss=last)
     if step.kind in ("convert", "merge"):
         folder = step.outputs[0].parent
+        sync(part(folder))
         os.rename(part(folder), folder)
         return json.loads((settings.out / "logs" / f"{step.name}.json").read_text(encoding="utf-8"))
     return {}
@@ -126,7 +133,7 @@ LATEST = "@latest@"
 
 def commands(settings):
     """Return the commands (list[str]) of a run, as a shell would take them; the name of a checkpoint is read when it is known."""
-    lines = []
+    lines = [shlex.join(["mkdir", "-p", str(settings.out / "logs")])]
     for step in plan(settings):
         latest = f'"$(cat {shlex.quote(str(work_dir(settings, step.stage) / "last_checkpoint"))})"'
         checkpoint = LATEST if step.kind == "convert" else None

@@ -14,12 +14,28 @@ WHOLE_FILE = 64 * 2**20  # bytes; of larger files size and time stamp are compar
 
 def write_json(file, value):
     """Write a value as JSON to a temporary name, and move it into place."""
+    write_text(file, json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def write_text(file, text):
+    """Write a text to a temporary name, and move it into place."""
     temporary = Path(f"{file}.part")
     with open(temporary, "w", encoding="utf-8") as stream:
-        json.dump(value, stream, ensure_ascii=False, indent=1)
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, file)
+
+
+def sync(place):
+    """Wait until a file, or a folder with all that lies in it, is on the disk: what is noted as done must survive a power cut."""
+    place = Path(place)
+    for path in [*place.rglob("*"), place] if place.is_dir() else [place, place.parent]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def file_fingerprint(file):
@@ -88,9 +104,12 @@ class State:
         self.steps[name].update(status="done", seconds=round(seconds, 1), result=result)
         self._write()
 
-    def forget(self, name):
-        """Note that a step has to run again."""
-        if self.steps.pop(name, None) is not None:
+    def forget(self, names):
+        """Note that steps (list[str]) have to run again."""
+        known = [name for name in names if name in self.steps]
+        for name in known:
+            del self.steps[name]
+        if known:
             self._write()
 
     def _write(self):
@@ -121,10 +140,13 @@ def lock_folder(folder, patience=30.0):
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip()
-            if (holder.isdigit() and _lives(int(holder))) or time.monotonic() > end:
+            alive = holder.isdigit() and _lives(int(holder))
+            if alive or time.monotonic() > end:
                 file.close()
                 raise SettingsError(
                     f"another wulewule run (process {holder}) works in {folder}; wait for it, or use another --out"
+                    if alive
+                    else f"a step of a run that was killed (process {holder}) still works in {folder}; end it: fuser -k {folder}/.lock"
                 ) from None
             time.sleep(0.2)
     file.truncate(0)

@@ -20,12 +20,15 @@ class Weights:
         self.folder = Path(folder)
         self.files = {}
         self.loaded = {}
-        for index in sorted(self.folder.glob("*.index.json")):
-            self.files.update(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        if not self.files:
-            for file in [*sorted(self.folder.glob("*.safetensors")), *sorted(self.folder.glob("*.bin"))]:
-                if "training_args" not in file.name:
-                    self.files.update(dict.fromkeys(self._open(file.name), file.name))
+        for suffix in ("safetensors", "bin"):  # in the order in which transformers looks for them
+            files = [file for file in sorted(self.folder.glob(f"*.{suffix}")) if "training_args" not in file.name]
+            indices = sorted(self.folder.glob(f"*.{suffix}.index.json"))
+            if files and indices:
+                self.files = json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"]
+            for file in files if not indices else ():
+                self.files.update(dict.fromkeys(self._open(file.name), file.name))
+            if self.files:
+                break
         if not self.files:
             raise ModelError(f"model folder {folder} holds no weights (*.safetensors or *.bin)")
 
