@@ -51,9 +51,9 @@ def test_evaluation_stays_within_its_share(monkeypatch):
     hook = evaluate_chat_hook.BatchedEvaluateChatHook(load, ["你是谁"], max_new_tokens=64, max_share=0.1)
     assert hook.affordable_tokens() == 12  # before training
     monkeypatch.setattr(evaluate_chat_hook.time, "monotonic", lambda: 1000.0)
-    hook.begin, hook.spent, hook.seconds_a_token = 900.0, 2.0, 0.1
+    hook.begin, hook.spent, hook.seconds_a_token = 898.0, 2.0, 0.1  # 100 s of training
     assert hook.affordable_tokens() == 64  # 10 s may be spent, 2 s were: 80 tokens
-    hook.spent = 8.0
+    hook.begin, hook.spent = 892.0, 8.0
     assert hook.affordable_tokens() == 20
-    hook.spent = 20.0
+    hook.begin, hook.spent = 880.0, 20.0
     assert hook.affordable_tokens() == 8

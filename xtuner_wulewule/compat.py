@@ -12,11 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from xtuner_wulewule.errors import UnsupportedStackError, WulewuleError, find_wulewule_error, install_excepthook, one_line
 
 
-def _installed(package):
+def installed(package):
+    """Return the version (str) of an installed distribution, None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return "none"
+        return None
 
 
 def explain_bitsandbytes(error):
@@ -34,8 +35,8 @@ def explain_bitsandbytes(error):
         return None
     install_excepthook()
     return UnsupportedStackError(
-        f"bitsandbytes {_installed('bitsandbytes')} cannot be imported with torch {_installed('torch')} "
-        f"(triton {_installed('triton')} has no triton.ops): pip install 'torch>=2.4,<2.6', or for CUDA 13 install "
+        f"bitsandbytes {installed('bitsandbytes') or 'none'} cannot be imported with torch {installed('torch') or 'none'} "
+        f"(triton {installed('triton') or 'none'} has no triton.ops): pip install 'torch>=2.4,<2.6', or for CUDA 13 install "
         "requirements/cuda13.txt of xtuner-wulewule, which has bitsandbytes>=0.50"
     )
 

@@ -1,5 +1,6 @@
 """Errors that a user can cause, shown as one line: what, where, what to do."""
 
+import os
 import sys
 
 
@@ -51,6 +52,11 @@ def find_wulewule_error(error):
     return None
 
 
+def wants_traceback():
+    """Return whether the user asked for whole tracebacks (bool): `WULEWULE_TRACEBACK=1`."""
+    return os.environ.get("WULEWULE_TRACEBACK") == "1"
+
+
 def one_line(error):
     """Return the line that the user sees for a `WulewuleError`."""
     return f"xtuner-wulewule: error: {' '.join(str(error).split())}"
@@ -88,10 +94,8 @@ def install_excepthook():
     previous = sys.excepthook
 
     def excepthook(kind, error, traceback):
-        import os
-
         found = find_wulewule_error(error) or explain_missing_config(error, traceback)
-        if found is None or os.environ.get("WULEWULE_TRACEBACK") == "1":
+        if found is None or wants_traceback():
             previous(kind, error, traceback)
         else:
             print(one_line(found), file=sys.stderr)

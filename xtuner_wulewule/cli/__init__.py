@@ -1,11 +1,10 @@
 """The `wulewule` command; each subcommand group lives in a file of its own. Heavy imports happen inside the subcommands."""
 
 import argparse
-import os
 import sys
 
 from xtuner_wulewule import __version__
-from xtuner_wulewule.errors import WulewuleError, one_line
+from xtuner_wulewule.errors import WulewuleError, one_line, wants_traceback
 
 
 def main(argv=None):
@@ -30,16 +29,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         return args.run(args)
-    except WulewuleError as error:
-        if os.environ.get("WULEWULE_TRACEBACK") == "1":
+    except (WulewuleError, OSError) as error:
+        if wants_traceback():
             raise
+        if not isinstance(error, WulewuleError):
+            where = f" {error.filename}" if error.filename else ""
+            error = WulewuleError(f"{error.strerror or error}{where}; WULEWULE_TRACEBACK=1 shows where")
         print(one_line(error), file=sys.stderr)
-        return 1
-    except OSError as error:
-        if os.environ.get("WULEWULE_TRACEBACK") == "1":
-            raise
-        where = f" {error.filename}" if error.filename else ""
-        print(one_line(WulewuleError(f"{error.strerror or error}{where}; WULEWULE_TRACEBACK=1 shows where")), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("xtuner-wulewule: interrupted; give the same command again to go on", file=sys.stderr)

@@ -4,9 +4,10 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+
+from xtuner_wulewule.compat import installed
 
 OK, NOTE, FAIL = "ok", "note", "FAIL"
 HUBS = {"huggingface.co": "https://huggingface.co", "modelscope.cn": "https://www.modelscope.cn"}
@@ -60,14 +61,6 @@ def _print(findings):
     for finding in findings:
         print(f"{finding.level:4}  {finding.what}{f'; fix: {finding.fix}' if finding.fix else ''}", flush=True)
     return findings
-
-
-def installed(package):
-    """Return the version (str) of an installed distribution, None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def numbers(text):

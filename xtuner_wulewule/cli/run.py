@@ -122,6 +122,8 @@ def _check_key(key, config, item):
 
 def per_stage(value, stages, name, kind):
     """Return {stage: number} of "3" or "pretrain=3,sft=5"; raise SettingsError where it is neither."""
+    from xtuner_wulewule.recipe.plan import STAGES
+
     if value is None:
         return {}
     found = {}
@@ -131,7 +133,7 @@ def per_stage(value, stages, name, kind):
             parsed = kind(number)
         except ValueError:
             parsed = 0
-        if not 0 < parsed < float("inf") or (equals and stage not in ("pretrain", "sft")):
+        if not 0 < parsed < float("inf") or (equals and stage not in STAGES):
             raise SettingsError(f"{name} {value}: give one positive number, or pretrain=NUMBER,sft=NUMBER")
         found.update({one: number for one in ((stage,) if equals else stages)})
     return {stage: number for stage, number in found.items() if stage in stages}
@@ -144,13 +146,9 @@ def find_model(args):
 
     model = args.model or os.environ.get("WULEWULE_MODEL") or BASES[args.size]
     if model is None:
-        from xtuner_wulewule.model.tiny import tiny_model_dir
+        from xtuner_wulewule.model.tiny import tiny_model, tiny_model_dir
 
-        if not (tiny_model_dir() / "config.json").is_file() and not args.dry_run:
-            from xtuner_wulewule.model.tiny import tiny_model
-
-            return tiny_model()
-        return str(tiny_model_dir())
+        return str(tiny_model_dir()) if args.dry_run else tiny_model()
     return model if args.dry_run else download(find(model, args.hub))
 
 

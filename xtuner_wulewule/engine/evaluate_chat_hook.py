@@ -51,7 +51,7 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
         self.max_share = max_share
         self.last_iteration = None
         self.begin = None
-        self.spent = self.spent_since = 0.0  # seconds of evaluation, altogether and since training began
+        self.spent = 0.0  # seconds of evaluation
         self.seconds_a_token = None
 
     def _eval_language(self, runner, model, device, max_new_tokens=None, save_eval_output=False):
@@ -81,7 +81,7 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
         """Return how long an answer may be now (int, tokens)."""
         if self.begin is None or self.seconds_a_token is None:
             return min(FIRST_TOKENS, self.max_new_tokens)
-        trained = time.monotonic() - self.begin - self.spent_since
+        trained = time.monotonic() - self.begin - self.spent
         tokens = (self.max_share * trained - self.spent) / self.seconds_a_token
         return int(min(self.max_new_tokens, max(FEWEST_TOKENS, tokens)))
 
@@ -94,13 +94,12 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
         seconds = time.monotonic() - begin
         self.seconds_a_token = seconds / max(1, self.generated)
         self.spent += seconds
-        self.spent_since += seconds
         runner.logger.info(f"Evaluation: {self.generated} tokens an answer in {seconds:.1f} s")
 
     def before_train(self, runner):
         """Evaluate, and start the clock of the training time."""
         super().before_train(runner)
-        self.begin, self.spent_since = time.monotonic(), 0.0
+        self.begin = time.monotonic() - self.spent  # so that what was spent before does not count as training
 
     def after_train(self, runner):
         """Evaluate at the end, unless the last iteration's checkpoint already did."""

@@ -20,7 +20,6 @@ def prompts_of(config):
     if not template:
         return questions
     if isinstance(template, str):  # mmengine dumps it by name
-        from mmengine.config.lazy import LazyObject  # noqa: F401  the name is resolved by mmengine
         from mmengine.utils import get_object_from_string
 
         template = get_object_from_string(template)

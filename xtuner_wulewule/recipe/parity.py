@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from xtuner_wulewule.errors import StepError, WulewuleError, one_line
+from xtuner_wulewule.errors import StepError, WulewuleError, one_line, wants_traceback
 from xtuner_wulewule.recipe.state import write_json
 from xtuner_wulewule.recipe.weights import Weights
 
@@ -77,7 +77,7 @@ def check_merge(base, adapter, merged):
     missing = [name for name in old if name not in new and not (tied and name.startswith(("lm_head.", "output.")))]
     if missing:
         raise StepError(f"{merged} lacks {len(missing)} weights of {base}, the first is {missing[0]}; merge again")
-    changed, largest = 0, 0.0
+    changed, largest, moved = 0, 0.0, False
     for name in old:
         if name not in new:
             continue  # the second name of a tied weight
@@ -101,6 +101,7 @@ def check_merge(base, adapter, merged):
         if not worst <= 1:
             raise StepError(f"{name} of {merged} is not base + scale*B*A: {worst:.3g} times the rounding of {after.dtype}; merge again")
         largest = max(largest, worst)
+        moved = moved or not after.equal(before.to(after.dtype))
         if product.dim() and product.norm() > allowed.norm():
             along = ((after.float() - before.float()) * product).sum() / product.square().sum()
             if not abs(along.item() - 1) <= 0.1:
@@ -109,7 +110,7 @@ def check_merge(base, adapter, merged):
                 )
     if len([name for name in lora if "lora_A" in name]) != changed:
         raise StepError(f"{adapter} has LoRA for modules that {base} lacks; merge with the right base")
-    if changed == 0 or not any(not new[name].float().equal(old[name].to(new[name].dtype).float()) for name in old if name in new):
+    if changed == 0 or not moved:
         raise StepError(f"{merged} is the same as {base}: the adapter changed nothing, so nothing was learned")
     return dict(weights=len(list(old)), changed=changed, largest_error=round(largest, 4))
 
@@ -178,7 +179,7 @@ def main(argv=None):
 
                 found["kl_trained_merged"] = round(kl_divergence(Config.fromfile(args.config), args.adapter, args.merged), 6)
     except WulewuleError as error:
-        if os.environ.get("WULEWULE_TRACEBACK") == "1":
+        if wants_traceback():
             raise
         print(one_line(error), file=sys.stderr)
         return 1

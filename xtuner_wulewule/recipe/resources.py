@@ -1,6 +1,7 @@
 """What a step needs of disk and GPU memory, checked before it begins."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -74,8 +75,6 @@ def training_memory(config, rows, tokens, rank):
 
 def free_gpu_memory():
     """Return the free bytes (int) of the first GPU that this process may use, None where there is none."""
-    import os
-
     command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible == "":

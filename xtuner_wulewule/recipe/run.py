@@ -7,10 +7,10 @@ import shlex
 import shutil
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from xtuner_wulewule import __version__
+from xtuner_wulewule.compat import installed
 from xtuner_wulewule.errors import SettingsError, StepError
 from xtuner_wulewule.recipe.plan import DATA_FILES, INTERRUPTED, dumped_config, part, plan, work_dir
 from xtuner_wulewule.recipe.process import run_step
@@ -147,18 +147,11 @@ def commands(settings):
     return lines
 
 
-def _version(package):
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _report(settings, steps, state):
     answers = json.loads((settings.out / "answers.json").read_text(encoding="utf-8"))
     files = {name: file_fingerprint(settings.data / name) for stage in settings.stages for name in DATA_FILES[stage]}
     report = dict(
-        versions={"python": platform.python_version(), "xtuner_wulewule": __version__, **{name: _version(name) for name in PACKAGES}},
+        versions={"python": platform.python_version(), "xtuner_wulewule": __version__, **{name: installed(name) for name in PACKAGES}},
         settings=dict(
             model=settings.model,
             size=settings.size,
