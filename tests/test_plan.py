@@ -19,6 +19,7 @@ from xtuner_wulewule.recipe import resources
 from xtuner_wulewule.recipe.parity import check_merge
 from xtuner_wulewule.recipe.plan import Settings, plan
 from xtuner_wulewule.recipe.results import checkpoint_to_resume, is_whole
+from xtuner_wulewule.recipe.run import _finish as finish_step
 from xtuner_wulewule.recipe.run import commands
 from xtuner_wulewule.recipe.state import State, differences, lock_folder, write_json
 
@@ -194,6 +195,16 @@ def test_newest_whole_checkpoint_is_resumed(tmp_path):
     torch.save(1, folder / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt")
     assert is_whole(folder, processes=2) and is_whole(folder)
     assert checkpoint_to_resume(tmp_path / "nothing") == (None, [])
+
+
+def test_report_counts_iterations_and_not_the_logged_ones(settings):
+    folder = settings.out / "sft" / "train"
+    (folder / "20260101_000000" / "vis_data").mkdir(parents=True)
+    torch.save(1, folder / "iter_118.pth")
+    (folder / "20260101_000000" / "vis_data" / "scalars.json").write_text(
+        '{"iter": 10, "loss": 7.0, "lr": 1}\n{"iter": 110, "loss": 6.0, "lr": 1}\n'
+    )
+    assert finish_step(settings, plan(settings)[3]) == dict(iterations=118, first_loss=7.0, last_loss=6.0)
 
 
 # resources

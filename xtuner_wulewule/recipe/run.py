@@ -15,7 +15,7 @@ from xtuner_wulewule.errors import SettingsError, StepError
 from xtuner_wulewule.recipe.plan import DATA_FILES, INTERRUPTED, dumped_config, part, plan, work_dir
 from xtuner_wulewule.recipe.process import run_step
 from xtuner_wulewule.recipe.resources import check_step
-from xtuner_wulewule.recipe.results import checkpoint_to_resume, first_and_last_loss, last_checkpoint, read_scalars
+from xtuner_wulewule.recipe.results import checkpoint_to_resume, first_and_last_loss, last_checkpoint
 from xtuner_wulewule.recipe.state import State, file_fingerprint, lock_folder, sync, write_json, write_text
 
 PACKAGES = ("xtuner", "mmengine", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets")
@@ -119,7 +119,7 @@ def _finish(settings, step):
         write_text(folder / "last_checkpoint", str(checkpoint))
         sync(checkpoint)
         first, last = first_and_last_loss(folder)
-        return dict(iterations=read_scalars(folder)[-1]["iter"], first_loss=first, last_loss=last)
+        return dict(iterations=int(checkpoint.stem.partition("_")[2]), first_loss=first, last_loss=last)
     if step.kind in ("convert", "merge"):
         folder = step.outputs[0].parent
         sync(part(folder))
