@@ -1,8 +1,8 @@
 """The loader that the configs use in place of `datasets.load_dataset`: the same arguments, but every problem has its file and line."""
 
-import json
 import os
 
+from xtuner_wulewule.dataset.reader import read_rows
 from xtuner_wulewule.errors import DataError
 
 SHOWN_PROBLEMS = 5
@@ -58,7 +58,7 @@ def load_wulewule_dataset(path="json", data_files=(), map_fn=None):
     rows, problems = [], []
     for file in files:
         before = len(rows) + len(problems)
-        for where, row, problem in _read(file):
+        for where, row, problem in read_rows(file):
             if problem is None and map_fn is not None:
                 try:
                     row = map_fn(row)
@@ -76,45 +76,3 @@ def load_wulewule_dataset(path="json", data_files=(), map_fn=None):
     rows_loaded = len(rows)
     keys = sorted({key for row in rows for key in row})
     return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
-
-
-def _read(file):
-    """Yield ("file:line", row, problem) for each row of a file; problem is None or says what is wrong."""
-    try:
-        with open(file, encoding="utf-8-sig") as stream:
-            text = stream.read()
-    except UnicodeDecodeError as error:
-        yield file, None, f"is not UTF-8 ({error.reason} at byte {error.start}); convert it, for example with iconv -f GB18030 -t UTF-8"
-        return
-    except OSError as error:
-        yield file, None, f"cannot be read ({error.strerror})"
-        return
-    if text.lstrip().startswith("["):
-        try:
-            array = json.loads(text)
-        except ValueError as error:
-            yield f"{file}:{getattr(error, 'lineno', 1)}", None, f"not valid JSON ({getattr(error, 'msg', error)})"
-            return
-        numbered = ((f"{file}: element {number}", row, None) for number, row in enumerate(array, 1))
-    else:
-        numbered = ((f"{file}:{number}", *_parse(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-    for where, row, problem in numbered:
-        yield where, row, problem or _shape_problem(row)
-
-
-def _parse(line):
-    try:
-        return json.loads(line), None
-    except ValueError as error:
-        column = getattr(error, "colno", 1)
-        return None, f"not valid JSON ({getattr(error, 'msg', error)} at column {column}); each line must hold one JSON object"
-
-
-def _shape_problem(row):
-    if not isinstance(row, dict):
-        return f"a row must be a JSON object, but this is {type(row).__name__}"
-    try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return "holds half of a surrogate pair (invalid Unicode); remove that character"
-    return None
