@@ -63,15 +63,12 @@ def test_two_processes_train_what_one_trains(data, tmp_path):
     config.write_text(text.replace("custom_hooks = [\n", "custom_hooks = [\n    dict(type=RecordHook),\n"), encoding="utf-8")
     env = {"PYTHONPATH": str(tmp_path), "PYTHONHASHSEED": "0"}
     options = ("train_cfg.max_epochs=4",)
-    one = tmp_path / "one"
-    train(config, data, one, *options, "train_dataloader.batch_size=4", **env)
-    alone = recorded(one, 1)
-    assert len(alone) > 6
     for name, arguments in (("ddp", ()), ("zero1", ("--deepspeed", "deepspeed_zero1_fp32"))):
-        two = tmp_path / name
+        # each beside its like: mmengine's two runners draw different random numbers for the first values of the LoRA matrices
+        one, two = tmp_path / f"{name}_one", tmp_path / f"{name}_two"
+        train(config, data, one, *options, "train_dataloader.batch_size=4", arguments=arguments, **env)
         train(config, data, two, *options, "train_dataloader.batch_size=2", arguments=arguments, NPROC_PER_NODE="2", **env)
-        together = recorded(two, 2)
+        alone, together = recorded(one, 1), recorded(two, 2)
+        assert len(alone) > 6
         assert [rows for rows, _ in together] == [rows for rows, _ in alone]
-        # Adam turns rounding into full steps where a gradient is nearly 0, so what is equal at first drifts a little
-        assert together[0][1] == pytest.approx(alone[0][1], rel=1e-6)
-        assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=3e-3)
+        assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=2e-6)
