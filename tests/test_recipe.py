@@ -53,6 +53,19 @@ def test_failed_step_says_status_reason_and_log(tmp_path):
     assert caught.value.last_lines[-1] == "torchrun says"
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 9.3 GiB.",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+        "MemoryError",
+    ],
+)
+def test_step_that_ran_out_of_memory_says_what_to_change(message, tmp_path):
+    with pytest.raises(StepError, match="if memory ran out, train fewer rows at a time: train_dataloader.batch_size"):
+        run_step(python(f"raise SystemExit({message!r})"), tmp_path / "log")
+
+
 def test_killed_step_is_reported_as_a_shell_would(tmp_path):
     with pytest.raises(StepError, match="^ended with status 137: it said nothing"):
         run_step(python("import os; os.kill(os.getpid(), 9)"), tmp_path / "log")

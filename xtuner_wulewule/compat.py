@@ -363,3 +363,21 @@ def _without_device_ids(init):
         init(self, module, *args, **kwargs)
 
     return __init__
+
+
+def end_with_launcher():
+    """torch's launcher ends its ranks when it is told to end, but one that is killed (`kill -9`, out of memory) leaves them running.
+
+    They hold the GPUs and go on training. Guard: a launcher started this process, on Linux, which then sends it SIGTERM when its parent
+    dies. End: torch's launcher does that itself.
+    """
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    import ctypes
+    import signal
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died meanwhile
+        sys.exit(128 + signal.SIGTERM)
+    return True

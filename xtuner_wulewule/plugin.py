@@ -74,6 +74,7 @@ def add_to_registries(module):
         _register(getattr(mmengine, registry), table)
     compat.allow_mmengine_checkpoints()
     compat.set_up_cpu_processes()
+    compat.end_with_launcher()
 
 
 def add_models(module):

@@ -1,8 +1,11 @@
 """Each defect of `xtuner_wulewule.compat`: that it is still there upstream, and that our function mends it. Real interpreters run both."""
 
+import os
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -419,3 +422,43 @@ def test_two_cpu_processes_share_their_gradients(tmp_path):
 def test_one_process_is_left_alone(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert not compat.set_up_cpu_processes()
+
+
+# torch's launcher, killed, leaves its ranks behind
+
+RANK = """
+import os, pathlib, time
+import xtuner.registry
+pathlib.Path(f"rank_{os.environ['RANK']}").write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("autoload", [False, True], ids=["upstream", "mended"])
+def test_ranks_of_a_killed_launcher(autoload, tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "rank.py"]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "XTUNER_WULEWULE_AUTOLOAD": str(int(autoload))}
+    launcher = subprocess.Popen([sys.executable, *launch], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    files = [tmp_path / f"rank_{rank}" for rank in range(2)]
+    wait_for(lambda: all(file.is_file() and file.read_text() for file in files), 90)
+    launcher.kill()
+    launcher.wait()
+    ranks = [int(file.read_text()) for file in files]
+    try:
+        if autoload:
+            wait_for(lambda: not any(Path(f"/proc/{rank}").is_dir() for rank in ranks), 20)
+        else:
+            time.sleep(2)
+            assert all(Path(f"/proc/{rank}").is_dir() for rank in ranks), gone("end_with_launcher")
+    finally:
+        for rank in ranks:
+            if Path(f"/proc/{rank}").is_dir():
+                os.kill(rank, signal.SIGKILL)
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)

@@ -86,7 +86,7 @@ def _die_with_parent():
     return lambda: prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=True, keep_open=()):
+def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=True, keep_open=(), return_output=True):
     """Run a command to its end.
 
     Args:
@@ -97,9 +97,10 @@ def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=Tr
         on_progress (callable, optional): called with a `TrainingProgress` for each logged iteration.
         stderr_too (bool): return standard error among the output; it always goes into the log. Defaults to True.
         keep_open (tuple[int, ...]): file descriptors that the command inherits: a lock is held until it has ended too.
+        return_output (bool): keep the output for the caller; a training of days writes more than should be kept. Defaults to True.
 
     Returns:
-        str: its output.
+        str: its output, empty where that is not wanted.
 
     Raises:
         StepError: it ended with a status other than 0; the message names the status, the last lines and the log.
@@ -128,7 +129,8 @@ def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=Tr
             for line in process.stdout:
                 file.write(line)
                 file.flush()
-                output.append(line)
+                if return_output:
+                    output.append(line)
                 progress = parse_progress(line) if on_progress is not None else None
                 if progress is not None:
                     on_progress(progress)
@@ -165,6 +167,6 @@ def _end(process):
 def _explain(status, last, log):
     ours = [line for line in last if re.search(r"\bxtuner(-wulewule)?: error: ", line)]  # after "[rank0]: " in a run of several ranks
     reason = ours[-1].partition("error: ")[2] if ours else (last[-1].strip() if last else "it said nothing")
-    if any("out of memory" in line.lower() or "MemoryError" in line for line in last) or status == -signal.SIGKILL:
+    if any(re.search(r"out of memory|MemoryError|can't allocate memory", line, re.I) for line in last) or status == -signal.SIGKILL:
         reason += "; if memory ran out, train fewer rows at a time: train_dataloader.batch_size"
     return f"ended with status {status if status >= 0 else 128 - status}: {reason} (the whole output is in {log})"

@@ -1,5 +1,6 @@
 """Runs the steps of a plan, skips what is finished, resumes what was interrupted, and writes the report."""
 
+import errno
 import json
 import os
 import platform
@@ -32,7 +33,7 @@ def run(settings, display):
         pathlib.Path: the report.
 
     Raises:
-        SettingsError: another run works in the folder, a data file is missing, disk or GPU memory is short.
+        SettingsError: another run works in the folder, a data file is missing, the disk is full, disk or GPU memory is short.
         StepError: a step failed.
     """
     try:
@@ -59,6 +60,12 @@ def run(settings, display):
                 _set_aside(settings, step, display)
             _run_step(settings, step, state, display, lock)
         report = _report(settings, steps, state)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SettingsError(
+            f"the disk of {settings.out} is full; make room, then run the same command again (finished steps are kept)"
+        ) from None
     finally:
         lock.close()
     return report
@@ -101,9 +108,9 @@ def _run_step(settings, step, state, display, lock):
     with open(log, "a", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(command)}\n")
     with display.step(step.name, f"output in {log}") as shown:
-        run_step(command, log, step.env, on_progress=shown.progress, keep_open=(lock.fileno(),))
+        run_step(command, log, step.env, on_progress=shown.progress, keep_open=(lock.fileno(),), return_output=False)
         if step.check is not None:
-            run_step(step.check(checkpoint), log, step.env, keep_open=(lock.fileno(),))
+            run_step(step.check(checkpoint), log, step.env, keep_open=(lock.fileno(),), return_output=False)
         result = _finish(settings, step)
     state.finish(step.name, time.monotonic() - begin, result)
 
