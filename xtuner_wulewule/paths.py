@@ -48,3 +48,8 @@ def model_or(default):
 def cache_dir():
     """Return the folder for what the package makes itself (pathlib.Path): `$XDG_CACHE_HOME` or `~/.cache`, then `xtuner-wulewule`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xtuner-wulewule"
+
+
+def expand(path):
+    """Return a path that a user gave (pathlib.Path), absolute, `~` included."""
+    return Path(os.path.abspath(os.path.expanduser(path)))

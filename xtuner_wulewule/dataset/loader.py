@@ -46,6 +46,21 @@ def load_wulewule_dataset(path="json", data_files=(), map_fn=None):
     global rows_loaded
     from datasets import Dataset
 
+    rows, problems = [], []
+    for where, row, problem in mapped_rows(check_files(data_files, path), map_fn):
+        if problem is None:
+            rows.append(row)
+        else:
+            problems.append(f"{where}: {problem}")
+    if problems:
+        raise DataError(describe_problems(problems))
+    rows_loaded = len(rows)
+    keys = sorted({key for row in rows for key in row})
+    return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
+
+
+def check_files(data_files, path="json"):
+    """Return the data files as a list (list[str]); raise DataError where one is missing, or `path` asks for another format."""
     if path != "json":
         raise DataError(f"train_dataloader.dataset.dataset.path is {path!r}; this loader reads JSON Lines, set it to 'json'")
     files = [data_files] if isinstance(data_files, str) else list(data_files)
@@ -55,24 +70,33 @@ def load_wulewule_dataset(path="json", data_files=(), map_fn=None):
             f"data file not found: {', '.join(missing) or 'data_files is empty'}; set WULEWULE_DATA_DIR to the folder that holds it, "
             "or data_files in PART 1 of the config"
         )
-    rows, problems = [], []
+    return files
+
+
+def mapped_rows(files, map_fn=None):
+    """Read rows and map them.
+
+    Args:
+        files (list[str]): paths.
+        map_fn (callable, optional): called with a row alone; a DataError that it raises becomes the row's problem.
+
+    Yields:
+        tuple[str, object, str | None]: "file:line", the mapped row, and what is wrong with it, None where nothing is.
+    """
     for file in files:
-        before = len(rows) + len(problems)
+        where = None
         for where, row, problem in read_rows(file):
             if problem is None and map_fn is not None:
                 try:
                     row = map_fn(row)
                 except DataError as error:
                     problem = str(error)
-            if problem is None:
-                rows.append(row)
-            else:
-                problems.append(f"{where}: {problem}")
-        if len(rows) + len(problems) == before:
-            problems.append(f"{file}: there are no rows in it")
-    if problems:
-        more = f" (and {len(problems) - SHOWN_PROBLEMS} more)" if len(problems) > SHOWN_PROBLEMS else ""
-        raise DataError(f"{'; '.join(problems[:SHOWN_PROBLEMS])}{more}; nothing was trained, correct the data and start again")
-    rows_loaded = len(rows)
-    keys = sorted({key for row in rows for key in row})
-    return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
+            yield where, row, problem
+        if where is None:
+            yield file, None, "there are no rows in it"
+
+
+def describe_problems(problems):
+    """Return the first problems (list[str]) as one line."""
+    more = f" (and {len(problems) - SHOWN_PROBLEMS} more)" if len(problems) > SHOWN_PROBLEMS else ""
+    return f"{'; '.join(problems[:SHOWN_PROBLEMS])}{more}; nothing was trained, correct the data and start again"

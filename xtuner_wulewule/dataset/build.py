@@ -1,0 +1,308 @@
+"""The data set of the wulewule configs: every token of every row once, packed by index, on the disk, built once for all ranks."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import numpy as np
+import torch
+
+from xtuner_wulewule import __version__, paths
+from xtuner_wulewule.dataset import store as stores
+from xtuner_wulewule.dataset.encode import Encoder
+from xtuner_wulewule.dataset.loader import check_files, describe_problems, mapped_rows
+from xtuner_wulewule.dataset.packing import MODES
+from xtuner_wulewule.errors import DataError, SettingsError
+
+BATCH_CHARACTERS = 2**20  # characters tokenised at a time
+KEPT_STORES = 8  # tokenised data sets that stay in the cache
+NOTHING_TRAINED = "nothing in it is trained"
+
+
+def build_wulewule_dataset(
+    data_files,
+    tokenizer,
+    max_length,
+    dataset_map_fn=None,
+    template_map_fn=None,
+    packing="best_fit",
+    shuffle=True,
+    seed=0,
+    path="json",
+    cache_dir=None,
+):
+    """Check, tokenise and pack data files. Use it as `train_dataset = dict(type=build_wulewule_dataset, …)` in any XTuner config.
+
+    Args:
+        data_files (str | list[str]): JSON Lines files (or JSON arrays), in this order.
+        tokenizer (dict | transformers.PreTrainedTokenizerBase): the tokenizer, or its config.
+        max_length (int): tokens of a packed row. A longer document is split, not cut off.
+        dataset_map_fn (str | callable, optional): from a row to XTuner's `conversation`; as in XTuner. An error that it raises names
+            file and line.
+        template_map_fn (dict | callable, optional): adds the prompt template; as in XTuner.
+        packing (str | None): "best_fit" (no document is split unless longer than a row), "concat" (XTuner's way: rows are full, documents
+            are split where a row ends), or None for a row a document. Defaults to "best_fit".
+        shuffle (bool): shuffle the documents before they are packed. Defaults to True.
+        seed (int): of that shuffle. Defaults to 0.
+        path (str): "json", as for `datasets.load_dataset`.
+        cache_dir (str, optional): where tokenised data is kept; defaults to the user's cache folder. The least recently used are deleted.
+
+    Returns:
+        PackedDataset: rows with `input_ids`, `labels`, `position_ids`, `cumulative_len`.
+
+    Raises:
+        DataError: a file is missing, or rows are wrong: all problems are collected, the first five named `file:line: problem`.
+        SettingsError: an argument has a value that it can't have.
+    """
+    if packing not in MODES:
+        raise SettingsError(f"train_dataset.packing is {packing!r}; it must be one of {', '.join(map(repr, MODES))}")
+    if not isinstance(max_length, int) or max_length < 1:
+        raise SettingsError(f"train_dataset.max_length is {max_length!r}; it must be a positive number of tokens")
+    files = check_files(data_files, path)
+    tokenizer, map_fn, template = _resolve(tokenizer, dataset_map_fn, template_map_fn)
+    root = paths.cache_dir() / "datasets" if cache_dir is None else paths.expand(cache_dir)
+    folder = root / stores.content_key(files, *_identity(tokenizer, map_fn, template))
+    on_one_rank(lambda: _make_store(folder, files, tokenizer, map_fn, template))
+    stores.touch(folder)
+    dataset = PackedDataset(stores.TokenStore(folder), max_length, packing, seed if shuffle else None)
+    _log(dataset.describe())
+    return dataset
+
+
+class PackedDataset(torch.utils.data.Dataset):
+    """Packed rows of a token store.
+
+    Args:
+        store (xtuner_wulewule.dataset.store.TokenStore): the documents.
+        max_length (int): tokens a row at most.
+        packing (str | None): one of `packing.MODES`.
+        seed (int, optional): of the shuffle of the documents; None keeps their order.
+
+    Attributes:
+        length (list[int]): tokens of each row, as XTuner's samplers and hooks read it.
+        rows_read (int): rows of the data files.
+    """
+
+    def __init__(self, store, max_length, packing, seed=None):
+        self.store, self.max_length, self.packing = store, max_length, packing
+        lengths = np.diff(store.offsets)
+        order = np.arange(len(lengths)) if seed is None else np.random.default_rng(seed).permutation(len(lengths))
+        documents, firsts, self._lengths, self._rows = MODES[packing](lengths[order], max_length)
+        self._begins = store.offsets[order[documents]] + firsts
+        self.rows_read = store.ledger["rows"]
+        ends = np.concatenate([[0], np.cumsum(self._lengths)])
+        self.length = (ends[self._rows[1:]] - ends[self._rows[:-1]]).tolist()
+
+    def __len__(self):
+        return len(self._rows) - 1
+
+    def __getitem__(self, index):
+        """Return a row: `input_ids`, `labels` (-100 where not trained), `position_ids` (from 0 in each document), lists of the row's
+        length, and `cumulative_len`, the places between documents, from 0 to the row's length."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        pieces = slice(self._rows[index % len(self)], self._rows[index % len(self) + 1])
+        begins, lengths = self._begins[pieces], self._lengths[pieces]
+        tokens = np.concatenate([self.store.tokens[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)])
+        trained = tokens >= 0
+        ids = np.where(trained, tokens, ~tokens)
+        return dict(
+            input_ids=ids.tolist(),
+            labels=np.where(trained, ids, -100).tolist(),
+            position_ids=np.concatenate([np.arange(length) for length in lengths]).tolist(),
+            cumulative_len=[0, *np.cumsum(lengths).tolist()],
+        )
+
+    def describe(self):
+        """Return the ledger and the packing as one line (str)."""
+        ledger, packed = self.store.ledger, int(self._lengths.sum())
+        full = packed / max(1, len(self) * self.max_length)
+        text = (
+            f"Data: {ledger['rows']} rows, {ledger['tokens_in']} tokens, {packed} of them in {len(self)} packed rows of {self.max_length} "
+            f"({self.packing or 'a row a document'}, {full:.1%} full), {ledger['tokens_in'] - packed} left out"
+        )
+        if ledger["left_out"]:
+            first = ledger["left_out"][0]
+            text += (
+                f": {len(ledger['left_out'])} rows, the first {first['row']} ({first['reason']}); all: {self.store.folder}/{stores.LEDGER}"
+            )
+        return text
+
+
+def wulewule_collate_fn(instances, pad_index=0):
+    """Make a batch of packed rows, padded on the right to the longest.
+
+    Args:
+        instances (list[dict]): rows of a `PackedDataset`.
+        pad_index (int): id of the padding. Defaults to 0.
+
+    Returns:
+        dict: `data` with `input_ids`, `labels`, `position_ids` (int64) and, where a row holds more than one document, `document_ids`
+        (int32: 1, 2, … within a row, 0 for padding), each of shape (batch, tokens); `data_samples` None. Without `document_ids` causal
+        attention is enough: padding stands on the right, where no token looks.
+    """
+    length = max(len(instance["input_ids"]) for instance in instances)
+    shape = (len(instances), length)
+    data = dict(
+        input_ids=torch.full(shape, pad_index),
+        labels=torch.full(shape, -100),
+        position_ids=torch.zeros(shape, dtype=torch.long),
+    )
+    documents = torch.zeros(shape, dtype=torch.int32)
+    for row, instance in enumerate(instances):
+        size = len(instance["input_ids"])
+        for key, values in data.items():
+            values[row, :size] = torch.tensor(instance[key])
+        bounds = torch.tensor(instance["cumulative_len"])
+        documents[row, :size] = torch.repeat_interleave(torch.arange(1, len(bounds), dtype=torch.int32), bounds.diff())
+    if any(len(instance["cumulative_len"]) > 2 for instance in instances):
+        data["document_ids"] = documents
+    return dict(data=data, data_samples=None)
+
+
+def on_one_rank(make):
+    """Call a function on one process of each machine while the others wait; an error of one ends all.
+
+    Args:
+        make (callable): called without arguments.
+
+    Raises:
+        DataError: what `make` raised, on every rank; or a rank ended without a word.
+    """
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        make()
+        return
+    timeout = timedelta(minutes=int(os.environ.get("XTUNER_DATASET_TIMEOUT", "60")))  # XTuner's own setting
+    group = distributed.new_group(backend="gloo", timeout=timeout)
+    problem = None
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        try:
+            make()
+        except (DataError, OSError) as error:
+            problem = str(error)
+    problems = [None] * distributed.get_world_size()
+    try:
+        distributed.all_gather_object(problems, problem, group=group)
+    except RuntimeError as error:
+        raise DataError(
+            f"another process ended, or took longer than XTUNER_DATASET_TIMEOUT ({timeout}), while the data set was built; see its output "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    found = [text for text in problems if text]
+    if found:
+        raise DataError(found[0])
+
+
+def _resolve(tokenizer, map_fn, template):
+    from mmengine.utils.misc import get_object_from_string
+    from xtuner.registry import BUILDER, MAP_FUNC
+
+    if isinstance(tokenizer, dict):
+        tokenizer = BUILDER.build(tokenizer)
+    if isinstance(map_fn, str):
+        found = MAP_FUNC.get(map_fn) or get_object_from_string(map_fn)
+        if found is None:
+            raise SettingsError(f"train_dataset.dataset_map_fn is {map_fn!r}, which is neither registered nor the path of a function")
+        map_fn = found
+    if isinstance(template, dict):
+        template = BUILDER.build(template)
+    return tokenizer, map_fn, template
+
+
+def _identity(tokenizer, map_fn, template):
+    """What, besides the files, decides the tokens."""
+    from xtuner_wulewule import prompts
+
+    vocabulary = (
+        tokenizer.backend_tokenizer.to_str() if getattr(tokenizer, "is_fast", False) else repr(sorted(tokenizer.get_vocab().items()))
+    )
+    function = (getattr(map_fn, "__module__", None), getattr(map_fn, "__qualname__", repr(map_fn)), _source(map_fn))
+    return (
+        __version__,
+        type(tokenizer).__name__,
+        vocabulary,
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        function,
+        repr(getattr(template, "keywords", template)),
+        prompts.WULEWULE_SYSTEM,
+    )
+
+
+def _source(function):
+    import inspect
+
+    try:
+        return inspect.getsource(inspect.getmodule(function))
+    except (OSError, TypeError):
+        return ""
+
+
+def _make_store(folder, files, tokenizer, map_fn, template):
+    if (folder / stores.LEDGER).is_file():
+        return
+    stores.write(folder, _batches(files, Encoder(tokenizer), map_fn, template))
+    stores.forget_old(folder.parent, KEPT_STORES)
+
+
+def _batches(files, encoder, map_fn, template):
+    """Yield (tokens, lengths) for `store.write`, and the ledger last; raise DataError where rows are wrong."""
+    ledger = dict(rows=0, tokens_in=0, tokens_kept=0, left_out=[])
+    problems = []
+    with ThreadPoolExecutor(1) as background:  # the tokenizer works without Python's lock, while the next batch is read
+        waiting = None
+        for batch in _conversations(files, map_fn, template, problems):
+            if problems:
+                continue  # nothing will be trained: only look for more problems
+            begun = (*batch, background.submit(encoder.tokenize, encoder.texts(batch[1])))
+            if waiting is not None:
+                yield _encoded(encoder, ledger, *waiting)
+            waiting = begun
+        if problems:
+            raise DataError(describe_problems(problems))
+        if waiting is not None:
+            yield _encoded(encoder, ledger, *waiting)
+    yield ledger
+
+
+def _conversations(files, map_fn, template, problems):
+    """Yield ([where], [conversation]) of about BATCH_CHARACTERS; problems go into the list."""
+    places, conversations, size = [], [], 0
+    for where, row, problem in mapped_rows(files, map_fn):
+        if problem is not None:
+            problems.append(f"{where}: {problem}")
+            continue
+        turns = template(row)["conversation"] if template is not None else row["conversation"]
+        places.append(where)
+        conversations.append(turns)
+        size += sum(len(turn["input"]) + len(turn["output"]) for turn in turns)
+        if size >= BATCH_CHARACTERS:
+            yield places, conversations
+            places, conversations, size = [], [], 0
+    if places:
+        yield places, conversations
+
+
+def _encoded(encoder, ledger, places, conversations, tokenised):
+    tokens, lengths = encoder.assemble(conversations, tokenised.result())
+    ledger["rows"] += len(lengths)
+    ledger["tokens_in"] += len(tokens)
+    trained = np.add.reduceat(tokens >= 0, np.cumsum([0, *lengths[:-1]])) if len(tokens) else np.zeros(0)
+    if not trained.all():  # XTuner leaves these out too, without a word
+        keep = trained > 0
+        for place, length, kept in zip(places, lengths, keep, strict=True):
+            if not kept:
+                ledger["left_out"].append(dict(row=place, reason=NOTHING_TRAINED, tokens=int(length)))
+        tokens = tokens[np.repeat(keep, lengths)]
+        lengths = np.array(lengths)[keep].tolist()
+    ledger["tokens_kept"] += len(tokens)
+    return tokens, lengths
+
+
+def _log(text, level=logging.INFO):
+    from mmengine import print_log
+
+    print_log(text, logger="current", level=level)

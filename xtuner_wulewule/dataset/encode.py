@@ -1,0 +1,224 @@
+"""From conversations to tokens: XTuner's `encode_fn` for many rows at once."""
+
+import json
+import re
+from itertools import chain
+
+import numpy as np
+
+KNOWN_CHARACTERS = 2**24  # of texts, and of pieces of text, whose ids are remembered
+
+
+class Tokenize:
+    """Turns texts into ids as `tokenizer.encode(text, add_special_tokens=False)` does; a text that was met before is looked up.
+
+    Args:
+        tokenizer (transformers.PreTrainedTokenizerBase): a fast one is called below transformers, which spends most of its time otherwise;
+            where its model allows, by `Pieces`.
+    """
+
+    def __init__(self, tokenizer):
+        self._known, self._size = {}, 0
+        if not getattr(tokenizer, "is_fast", False):
+            self._encode = lambda texts: [np.array(tokenizer.encode(text, add_special_tokens=False), dtype=np.int32) for text in texts]
+            return
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()  # as `encode` sets it
+        backend.no_padding()
+        settings = json.loads(backend.to_str())
+        self._encode = Pieces(backend, settings) if Pieces.serves(settings) else lambda texts: _backend_ids(backend, texts)
+
+    def __call__(self, texts):
+        """Return the ids (list[numpy.ndarray], int32) of texts (list[str])."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._size += sum(map(len, new))
+        if self._size > KNOWN_CHARACTERS:
+            self._known, self._size = {}, 0
+            new = list(dict.fromkeys(texts))
+        self._known.update(zip(new, self._encode(new), strict=True))
+        return [self._known[text] for text in texts]
+
+
+def _backend_ids(backend, texts):
+    encode = getattr(backend, "encode_batch_fast", backend.encode_batch)  # the same without offsets
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encode(texts, add_special_tokens=False)]
+
+
+class Pieces:
+    """Byte-pair encoding of whole texts by looking up short pieces of them. The ids are those of the tokenizer itself.
+
+    SentencePiece-like models such as InternLM2's take a text as one word. BPE joins two neighbours only if a merge rule does so, and the
+    text where they meet is then the last character of the one and the first of the other. Between two characters that meet in no rule
+    nothing is ever joined, so a text may be cut there, and its pieces encoded apart. They are short (two characters in Chinese), and a
+    corpus has few different ones.
+
+    Args:
+        backend (tokenizers.Tokenizer): the tokenizer.
+        settings (dict): its `tokenizer.json`, one that `serves` accepts.
+    """
+
+    TABLE = 2**22
+
+    def __init__(self, backend, settings):
+        self._backend = backend
+        self._replaced = list(_replacements(settings["normalizer"]))
+        special = {token["content"]: token["id"] for token in settings["added_tokens"]}
+        longest_first = sorted(special, key=len, reverse=True)
+        self._special = {content: np.array([number], dtype=np.int32) for content, number in special.items()}
+        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if special else None
+        meets = {(ord(left[-1]), ord(right[0])) for left, right in _merges(settings)}
+        self._meets = np.zeros(
+            self.TABLE, dtype=bool
+        )  # by a hash: a pair that shares its place with a rule's is not cut, which is right too
+        left, right = np.array(sorted(meets), dtype=np.uint32).reshape(-1, 2).T
+        self._meets[self._place(left, right)] = True
+        self._forget()
+
+    @staticmethod
+    def serves(settings):
+        """Return whether the ids of a tokenizer (dict, its `tokenizer.json`) can be found by pieces: plain BPE on whole texts, with every
+        byte in the vocabulary."""
+        model = settings["model"]
+        if model["type"] != "BPE" or settings["pre_tokenizer"] is not None or _replacements(settings["normalizer"]) is None:
+            return False
+        if any(model.get(key) for key in ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")):
+            return False
+        if not model["byte_fallback"] or any(f"<0x{byte:02X}>" not in model["vocab"] for byte in range(256)):
+            return False
+        if any(token[key] for token in settings["added_tokens"] for key in ("single_word", "lstrip", "rstrip", "normalized")):
+            return False
+        return not any(len(part) == 6 and re.fullmatch("<0x[0-9A-F]{2}>", part) for pair in _merges(settings) for part in pair)
+
+    def __call__(self, texts):
+        """Return the ids (list[numpy.ndarray], int32) of texts (list[str])."""
+        parts, counts = [], []
+        for text in texts:
+            found = self._split.split(text) if self._split else [text]
+            counts.append(len(found))
+            parts += found
+        plain = self._plain_ids([part for part in parts if part not in self._special])
+        ids = iter([self._special[part] if part in self._special else next(plain) for part in parts])
+        return [next(ids) if count == 1 else np.concatenate([next(ids) for _ in range(count)]) for count in counts]
+
+    def _plain_ids(self, texts):
+        """Yield the ids of texts that hold no added token."""
+        whole = "".join(texts)
+        for old, new in self._replaced:  # a character for a character
+            whole = whole.replace(old, new)
+        codes = np.frombuffer(whole.encode("utf-32-le"), dtype=np.uint32)
+        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        cut = np.ones(len(codes) + 1, dtype=bool)
+        if len(codes):
+            cut[1:-1] = ~self._meets[self._place(codes[:-1], codes[1:])]
+            cut[ends] = True
+        bounds = np.flatnonzero(cut).tolist()
+        numbers = self._numbers([whole[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)])
+        counts = self._counts[numbers]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        ids = self._ids[np.repeat(self._starts[numbers] - offsets[:-1], counts) + np.arange(offsets[-1])]
+        pieces_until = np.searchsorted(np.asarray(bounds), ends)
+        begin = 0
+        for end in offsets[pieces_until].tolist():
+            yield ids[begin:end]
+            begin = end
+
+    def _numbers(self, pieces):
+        """Return the number of each piece (numpy.ndarray, shape (pieces,)) in the table of the known ones."""
+        new = [piece for piece in dict.fromkeys(pieces) if piece not in self._known]
+        self._size += sum(map(len, new))
+        if self._size > KNOWN_CHARACTERS:
+            self._forget()
+            new = list(dict.fromkeys(pieces))
+        if new:
+            ids = _backend_ids(self._backend, new)
+            self._known.update(zip(new, range(len(self._known), len(self._known) + len(new)), strict=True))
+            self._counts = np.concatenate([self._counts, np.array([len(piece) for piece in ids], dtype=np.int64)])
+            self._ids = np.concatenate([self._ids, *ids])
+            self._starts = np.cumsum(self._counts) - self._counts
+        return np.fromiter(map(self._known.__getitem__, pieces), dtype=np.int64, count=len(pieces))
+
+    def _forget(self):
+        self._known, self._size = {}, 0
+        self._counts = self._starts = np.zeros(0, dtype=np.int64)
+        self._ids = np.zeros(0, dtype=np.int32)
+
+    def _place(self, left, right):
+        return (left * np.uint32(40503) + right * np.uint32(9973)) & np.uint32(self.TABLE - 1)
+
+
+def _merges(settings):
+    return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in settings["model"]["merges"]]
+
+
+def _replacements(normalizer):
+    """Return [(character, character)] of a normalizer that does nothing but replace them, None for any other."""
+    if normalizer is None:
+        return []
+    if normalizer["type"] == "Sequence":
+        inner = [_replacements(part) for part in normalizer["normalizers"]]
+        return None if None in inner else list(chain.from_iterable(inner))
+    if normalizer["type"] != "Replace" or len(normalizer["content"]) != 1 or len(normalizer["pattern"].get("String", "")) != 1:
+        return None
+    return [(normalizer["pattern"]["String"], normalizer["content"])]
+
+
+class Encoder:
+    """Encodes templated conversations as `xtuner.dataset.utils.encode_fn` does, without its cut at `max_length`.
+
+    A token that is trained is kept as its id, one that is not as `~id` (negative): one number holds what XTuner keeps in `input_ids` and
+    `labels`.
+
+    Args:
+        tokenizer (transformers.PreTrainedTokenizerBase): the model's.
+    """
+
+    def __init__(self, tokenizer):
+        from xtuner.dataset.utils import get_bos_eos_token_ids
+
+        self.bos, self.eos = (np.array(ids, dtype=np.int32) for ids in get_bos_eos_token_ids(tokenizer))
+        self.tokenize = Tokenize(tokenizer)
+
+    def texts(self, conversations):
+        """Return the texts (list[str]) of conversations in the order in which `assemble` needs their ids.
+
+        Args:
+            conversations (list[list[dict]]): turns with `input`, `output` and what XTuner's template added.
+        """
+        texts = []
+        for turns in conversations:
+            for turn in turns:
+                texts += (turn["input"], turn["output"])
+                if turn.get("sep"):
+                    texts.append(turn["sep"])
+        return texts
+
+    def assemble(self, conversations, ids):
+        """Return the tokens (numpy.ndarray, int32, shape (tokens,)) of all conversations, and of each how many (list[int]).
+
+        Args:
+            conversations (list[list[dict]]): as given to `texts`.
+            ids (list[numpy.ndarray]): the ids of those texts.
+        """
+        parts, trained, lengths = [], [], []
+        pieces = iter(ids)
+        for turns in conversations:
+            first, needs_bos = len(parts), True
+            for turn in turns:
+                train = turn.get("output_with_loss", True)
+                if needs_bos:
+                    parts.append(self.bos)
+                    trained.append(False)
+                parts += (next(pieces), next(pieces))
+                trained += (False, train)
+                needs_bos = turn.get("need_eos_token", True)
+                if needs_bos:
+                    parts.append(self.eos)
+                    trained.append(train)
+                if turn.get("sep"):
+                    parts.append(next(pieces))
+                    trained.append(False)
+            lengths.append(sum(map(len, parts[first:])))
+        if not parts:
+            return np.zeros(0, dtype=np.int32), lengths
+        tokens = np.concatenate(parts)
+        return np.where(np.repeat(np.array(trained, dtype=bool), [len(part) for part in parts]), tokens, ~tokens), lengths

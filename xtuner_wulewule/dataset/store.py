@@ -1,0 +1,105 @@
+"""Tokenised documents on the disk, in a folder that is complete or absent."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+TOKENS, OFFSETS, LEDGER = "tokens.bin", "offsets.bin", "ledger.json"
+
+
+class TokenStore:
+    """The tokens of all documents, one behind the other.
+
+    Args:
+        folder (pathlib.Path): what `write` made.
+
+    Attributes:
+        tokens (numpy.ndarray): int32, on the disk, shape (tokens,); ids where trained, else `~id`.
+        offsets (numpy.ndarray): int64, shape (documents + 1,); document d is `tokens[offsets[d]:offsets[d + 1]]`.
+        ledger (dict): rows read, tokens in, tokens kept, and what was left out: row and reason.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.offsets = np.fromfile(self.folder / OFFSETS, dtype=np.int64)
+        self.tokens = np.memmap(self.folder / TOKENS, dtype=np.int32, mode="r") if self.offsets[-1] else np.zeros(0, dtype=np.int32)
+        self.ledger = json.loads((self.folder / LEDGER).read_text(encoding="utf-8"))
+
+
+def write(folder, batches):
+    """Write a token store; it appears under its name only when it is complete.
+
+    Args:
+        folder (pathlib.Path): its place. Where another process was faster, that one's is kept.
+        batches (iterable): yields (tokens, lengths) as `Encoder.assemble` returns them, and the ledger (dict) last.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with open(building / TOKENS, "wb") as tokens_file, open(building / OFFSETS, "wb") as offsets_file:
+            end = 0
+            offsets_file.write(np.int64(0).tobytes())
+            for batch in batches:
+                if isinstance(batch, dict):
+                    (building / LEDGER).write_text(json.dumps(batch, ensure_ascii=False), encoding="utf-8")
+                    continue
+                tokens, lengths = batch
+                tokens_file.write(tokens.tobytes())
+                offsets = end + np.cumsum(lengths, dtype=np.int64)
+                offsets_file.write(offsets.tobytes())
+                end = int(offsets[-1]) if len(offsets) else end
+        building.chmod(0o755)
+        os.rename(building, folder)
+    except OSError:
+        if not (folder / LEDGER).is_file():  # nobody else was faster: a real failure
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def content_key(files, *settings):
+    """Return what identifies a token store (str): the contents of the files, in order, and the settings.
+
+    Args:
+        files (list[str]): paths.
+        settings: values whose `repr` identifies them.
+    """
+    digest = hashlib.sha256(repr(settings).encode())
+    for file in files:
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest() if hasattr(hashlib, "file_digest") else _sha256(stream))
+    return digest.hexdigest()[:24]
+
+
+def _sha256(stream):  # Python 3.10
+    digest = hashlib.sha256()
+    while block := stream.read(2**20):
+        digest.update(block)
+    return digest.digest()
+
+
+def forget_old(folder, keep):
+    """Delete the stores of a folder that were used least recently, all but `keep` of them.
+
+    Args:
+        folder (pathlib.Path): holds stores.
+        keep (int): how many stay.
+    """
+    stores = sorted((path for path in folder.iterdir() if (path / LEDGER).is_file()), key=lambda path: path.stat().st_mtime)
+    for path in stores[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def touch(folder):
+    """Note that a store is used now."""
+    now = time.time()
+    os.utime(folder, (now, now))
