@@ -1,8 +1,9 @@
 """The loader that the configs use in place of `datasets.load_dataset`: the same arguments, but every problem has its file and line."""
 
+import logging
 import os
 
-from xtuner_wulewule.dataset.reader import read_rows
+from xtuner_wulewule.dataset.validation import ERROR, WARNING, Checker
 from xtuner_wulewule.errors import DataError
 
 SHOWN_PROBLEMS = 5
@@ -28,13 +29,14 @@ def map_num_proc(data_files, bytes_per_worker=16 * 2**20):
     return workers if workers > 1 else None
 
 
-def load_wulewule_dataset(path="json", data_files=(), map_fn=None):
-    """Read JSON Lines files (or JSON arrays) and check every row before anything is trained.
+def load_wulewule_dataset(path="json", data_files=(), map_fn=None, checks=True):
+    """Read JSON Lines files (or JSON arrays, or either with gzip) and check every row before anything is trained.
 
     Args:
         path (str): "json", as for `datasets.load_dataset`.
         data_files (str | list[str]): the files, read in this order.
         map_fn (callable, optional): a map function that every row must pass, called with the row alone. Its results become the rows.
+        checks (bool): whether to log a summary of the warnings of `wulewule data check`, too.
 
     Returns:
         datasets.Dataset: one row per line, in order.
@@ -55,24 +57,33 @@ def load_wulewule_dataset(path="json", data_files=(), map_fn=None):
             f"data file not found: {', '.join(missing) or 'data_files is empty'}; set WULEWULE_DATA_DIR to the folder that holds it, "
             "or data_files in PART 1 of the config"
         )
-    rows, problems = [], []
-    for file in files:
-        before = len(rows) + len(problems)
-        for where, row, problem in read_rows(file):
-            if problem is None and map_fn is not None:
-                try:
-                    row = map_fn(row)
-                except DataError as error:
-                    problem = str(error)
-            if problem is None:
-                rows.append(row)
-            else:
-                problems.append(f"{where}: {problem}")
-        if len(rows) + len(problems) == before:
-            problems.append(f"{file}: there are no rows in it")
-    if problems:
-        more = f" (and {len(problems) - SHOWN_PROBLEMS} more)" if len(problems) > SHOWN_PROBLEMS else ""
-        raise DataError(f"{'; '.join(problems[:SHOWN_PROBLEMS])}{more}; nothing was trained, correct the data and start again")
+    checker = Checker(map_fn or _as_it_is, warnings=checks)
+    rows = [row for file in files for row in checker.rows(file)]
+    report = checker.finish()
+    errors = report.count(ERROR)
+    if errors:
+        shown = [f"{problem.place(field=False)}: {problem.message}; {problem.fix}" for problem in report.errors(SHOWN_PROBLEMS)]
+        more = f" (and {errors - len(shown)} more)" if errors > len(shown) else ""
+        raise DataError(f"{'; '.join(shown)}{more}; nothing was trained, correct the data and start again")
+    _log_warnings(report)
     rows_loaded = len(rows)
     keys = sorted({key for row in rows for key in row})
     return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
+
+
+def _as_it_is(row):
+    return row
+
+
+def _log_warnings(report):
+    """Log a line for each kind of warning."""
+    if not report.count(WARNING):
+        return
+    from mmengine.logging import print_log
+
+    first: dict = {}
+    for problem in report.problems:
+        first.setdefault(problem.code, problem)
+    lines = [f"  {report.counts[WARNING, code]} x {code}, first {p.place() or 'in the set'}: {p.message}" for code, p in first.items()]
+    lines = [f"the data has {report.count(WARNING)} warnings; wulewule data check shows all", *lines]
+    print_log("\n".join(lines), logger="current", level=logging.WARNING)
