@@ -9,7 +9,7 @@ def add_parser(commands):
         description="Check, measure and show data files before a training.",
     )
     subcommands = parser.add_subparsers(metavar="COMMAND", required=True)
-    from xtuner_wulewule.cli import data_check
+    from xtuner_wulewule.cli import data_check, data_preview, data_stats
 
-    for module in (data_check,):
+    for module in (data_check, data_stats, data_preview):
         module.add_parser(subcommands)

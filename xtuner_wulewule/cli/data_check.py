@@ -108,7 +108,7 @@ def print_report(report, shown):
     """Print a `Report`, with at most `shown` places of each kind."""
     from xtuner_wulewule.dataset.validation import ERROR, WARNING
 
-    groups: dict = {}
+    groups = {}
     for problem in report.problems:
         groups.setdefault((problem.severity, problem.code), []).append(problem)
     for (severity, code), problems in groups.items():

@@ -73,7 +73,9 @@ class Duplicates:
         if self.seen > len(self.hashes):
             notes.append(f"duplicates were sought among the first {len(self.hashes):,} of {self.seen:,} rows")
         if self.unsigned:
-            notes.append(f"near-duplicates were sought among the first {len(self.signed):,} long rows, {self.unsigned:,} more were not compared")
+            notes.append(
+                f"near-duplicates were sought among the first {len(self.signed):,} long rows, {self.unsigned:,} more were not compared"
+            )
         return notes
 
 

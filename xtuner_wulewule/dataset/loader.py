@@ -81,7 +81,7 @@ def _log_warnings(report):
         return
     from mmengine.logging import print_log
 
-    first: dict = {}
+    first = {}
     for problem in report.problems:
         first.setdefault(problem.code, problem)
     lines = [f"  {report.counts[WARNING, code]} x {code}, first {p.place() or 'in the set'}: {p.message}" for code, p in first.items()]

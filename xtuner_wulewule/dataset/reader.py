@@ -11,7 +11,7 @@ CHUNK = 2**20
 TELL_EVERY = 512  # rows
 _TOKEN = 16  # characters at the end of a buffer that may be half a literal or escape
 _SPACE = re.compile(r"[ \t\r\n]*")
-_HALF_PAIR = re.compile(r"\\u[dD][89abAB]")
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _FOREIGN = {codecs.BOM_UTF16_LE: "UTF-16LE", codecs.BOM_UTF16_BE: "UTF-16BE", b"PK\x03\x04": "zip", b"PAR1": "parquet"}
 
 

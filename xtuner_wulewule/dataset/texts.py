@@ -30,7 +30,23 @@ _PHONE = re.compile(r"(?<![\d.])(?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?![\
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,4}\.[A-Za-z]{2,20}", re.ASCII)
 _ID_CARD = re.compile(r"(?<!\d)[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\d)")
 # one quick look at all texts of a row together; only where it finds something are they looked at one by one
-_SUSPECT = ("{", "<", "@", "[INST", "[/INST", "[UNUSED", "### ", "请简", "请用一句", "请仔细阅读", "根据提供", "根据你", "根据给", "根据上述", "根据以上")
+_SUSPECT = (
+    "{",
+    "<",
+    "@",
+    "[INST",
+    "[/INST",
+    "[UNUSED",
+    "### ",
+    "请简",
+    "请用一句",
+    "请仔细阅读",
+    "根据提供",
+    "根据你",
+    "根据给",
+    "根据上述",
+    "根据以上",
+)
 _DIGITS = re.compile(r"[0-9][0-9 -]{9}")
 
 

@@ -1,5 +1,7 @@
 """Rows as the tokens that XTuner trains on: with the template, with and without loss, cut at `max_length`."""
 
+import logging
+import warnings
 from dataclasses import dataclass
 
 from xtuner_wulewule.errors import ModelError
@@ -19,6 +21,7 @@ class Length:
 
 def load_tokenizer(model):
     """Return the tokenizer of a model folder or hub id; raise ModelError where there is none."""
+    import_xtuner()
     from transformers import AutoTokenizer
 
     try:
@@ -26,6 +29,19 @@ def load_tokenizer(model):
     except Exception as error:  # whatever a tokenizer file or the hub can cause
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"--model {model}: its tokenizer cannot be loaded ({reason}); give the folder of a model") from None
+
+
+def import_xtuner():
+    """Import what is used of XTuner, without the warnings of its import, which have nothing to do with data."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda *_, **__: None
+            from xtuner.dataset import map_fns, utils
+            from xtuner.utils import templates
+    finally:
+        logging.disable(logging.NOTSET)
+    return map_fns.template_map_fn, utils.get_bos_eos_token_ids, templates.PROMPT_TEMPLATE.internlm2_chat
 
 
 def segments(conversation, kind):
@@ -38,13 +54,11 @@ def segments(conversation, kind):
     Returns:
         list[tuple[str | object, bool]]: texts, each to be encoded alone, or BOS or EOS; and whether they are trained.
     """
-    from xtuner.dataset.map_fns.template_map_fn import template_map_fn
-    from xtuner.utils.templates import PROMPT_TEMPLATE
-
+    template_map_fn, _, template = import_xtuner()
     if kind == "tuning":
         copies = [dict(turn) for turn in conversation]
-        conversation = template_map_fn({"conversation": copies}, PROMPT_TEMPLATE.internlm2_chat)["conversation"]
-    parts: list = []
+        conversation = template_map_fn({"conversation": copies}, template)["conversation"]
+    parts = []
     needs_bos = True
     for turn in conversation:
         if needs_bos:
@@ -67,8 +81,7 @@ def encode(rows, tokenizer):
     Returns:
         list[list[tuple[list[int], bool]]]: of each row the ids of its segments and whether they are trained.
     """
-    from xtuner.dataset.utils import get_bos_eos_token_ids
-
+    _, get_bos_eos_token_ids, _ = import_xtuner()
     special = dict(zip((BOS, EOS), get_bos_eos_token_ids(tokenizer), strict=True))
     texts = [text for row in rows for text, _ in row if isinstance(text, str)]
     ids = iter(tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"] if texts else ())

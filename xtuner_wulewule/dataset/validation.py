@@ -161,11 +161,9 @@ class Checker:
         self.report.files += 1
         self.files.append(str(file))
         self.starts.append(len(self.lines))
-        rows = read_rows(file, progress)
-        head = list(islice(rows, LOOKED_AT))
-        kind = kind_of([row for _, row, problem in head if problem is None])
+        kind, rows = rows_of(file, progress)
         empty = True
-        for where, row, problem in chain(head, rows):
+        for where, row, problem in rows:
             empty = False
             line = int(where[len(str(file)) + 1 :] or 0)
             if problem is not None:
@@ -322,6 +320,25 @@ def kind_of(rows):
         elif isinstance(row, dict) and "text" in row:
             votes[PRETRAIN] += 1
     return PRETRAIN if votes[PRETRAIN] > votes[SFT] else SFT
+
+
+def rows_of(file, progress=None):
+    """Return the kind of a file (str), and an iterator over its rows as `read_rows` yields them."""
+    rows = read_rows(file, progress)
+    head = list(islice(rows, LOOKED_AT))
+    return kind_of([row for _, row, problem in head if problem is None]), chain(head, rows)
+
+
+def mapped_rows(file, progress=None):
+    """Yield (where, mapped row, kind, problem) of each row of a file; without a problem it is None, with one the mapped row is."""
+    kind, rows = rows_of(file, progress)
+    for where, row, problem in rows:
+        if problem is None:
+            try:
+                row = MAP_FNS[kind](row)
+            except DataError as error:
+                row, problem = None, error.problem
+        yield where, row, kind, problem
 
 
 def data_files(names):
