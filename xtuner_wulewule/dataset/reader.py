@@ -8,6 +8,7 @@ import zlib
 
 LONGEST_ROW = 32 * 2**20  # bytes; memory stays bounded whatever a file holds
 CHUNK = 2**20
+BEGINNING = 2**16
 TELL_EVERY = 512  # rows
 _TOKEN = 16  # characters at the end of a buffer that may be half a literal or escape
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -58,10 +59,10 @@ def _read(file, stream, raw, progress):
     """Yield the rows of an open stream; `raw` is the file below it."""
     line = 1
     try:
-        first, skipped = _first_byte(stream)
-        rows = _array(stream, first, skipped) if first.startswith(b"[") else _lines(stream, first, skipped)
-        for number, (line, row, problem) in enumerate(rows):
-            if progress is not None and number % TELL_EVERY == 0:
+        first, number = _first_text(stream)
+        rows = _array(stream, first, number) if first.startswith(b"[") else _lines(stream, first, number)
+        for count, (line, row, problem) in enumerate(rows):
+            if progress is not None and count % TELL_EVERY == 0:
                 progress(raw.tell())
             yield f"{file}:{line}", row, problem or _shape_problem(row)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -72,19 +73,21 @@ def _read(file, stream, raw, progress):
         )
 
 
-def _first_byte(stream):
-    """Return the first line that isn't blank, without white space before it (bytes, at most LONGEST_ROW), and its number (int)."""
-    number = 0
+def _first_text(stream):
+    """Return the beginning of the first line that isn't blank, without white space before it (bytes), and its number (int)."""
+    number = 1
     while True:
-        number += 1
-        line = stream.readline(LONGEST_ROW + 1)
+        line = stream.readline(BEGINNING)
         text = line.removeprefix(codecs.BOM_UTF8).lstrip()
         if text or not line:
             return text, number
+        number += line.endswith(b"\n")
 
 
 def _lines(stream, line, number):
     decoder = _Decoder()
+    if not line.endswith(b"\n"):
+        line += stream.readline(LONGEST_ROW + 1 - len(line))
     while line:
         if len(line) > LONGEST_ROW and not line.endswith(b"\n"):
             while (line := stream.readline(CHUNK)) and not line.endswith(b"\n"):

@@ -16,7 +16,7 @@ _ASKS_FOR_LANGUAGE = re.compile(r"翻译|[英中汉外日法]文|[英汉外日�
 _WORD = r"name|author|user|username|model|company|developer|organization|date|time|title|url|link|question|answer|input|output"
 _PLACEHOLDER = re.compile(
     r"\{\{[^{}\n]{1,40}\}\}"
-    r"|(?<![\\\w$^}{])\{[A-Za-z_][A-Za-z0-9_]{1,30}\}(?!\})"
+    r"|(?<![\\A-Za-z0-9_$^}{])\{[A-Za-z_][A-Za-z0-9_]{1,30}\}(?!\})"
     rf"|<(?:{_WORD}|(?:your|the|my)[ _-]\w{{1,20}}|[A-Z]+_[A-Z_]{{1,20}}|你的[^<>\n]{{1,10}}|姓名|名字|作者|公司|日期|问题|回答)>",
     re.IGNORECASE,
 )
