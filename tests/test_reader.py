@@ -138,7 +138,9 @@ def test_every_row_comes_back(rows, ascii_only, chunk, indent, tmp_path):
     assert [row for _, row, _ in read(tmp_path, gzip.compress(lines.encode()))] == rows
 
 
-PIECES = st.sampled_from([b"{", b"}", b'"', b"\n", b"\r", b" ", b":", b",", b"\\ud8", b'{"a":1}', b"\xef\xbb\xbf", b"\xe5", b"NaN", b"\0", b"1"])
+PIECES = st.sampled_from(
+    [b"{", b"}", b'"', b"\n", b"\r", b" ", b":", b",", b"\\ud8", b'{"a":1}', b"\xef\xbb\xbf", b"\xe5", b"NaN", b"\0", b"1"]
+)
 
 
 @SETTINGS

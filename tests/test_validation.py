@@ -4,6 +4,7 @@ import json
 
 import pytest
 from broken_files import GOOD, broken_files
+from commands import python
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import SETTINGS
@@ -110,7 +111,10 @@ def test_no_false_alarm(text, tmp_path):
 
 def test_languages_may_differ_where_it_is_asked_for(tmp_path):
     answer = "The monkey king lived on the mountain."
-    assert found(row(turn("请翻译成英文：美猴王住在山上", answer)), row(turn("用英语说说花果山", answer + " It is high.")), folder=tmp_path) == []
+    assert (
+        found(row(turn("请翻译成英文：美猴王住在山上", answer)), row(turn("用英语说说花果山", answer + " It is high.")), folder=tmp_path)
+        == []
+    )
 
 
 def test_near_duplicates(tmp_path):
@@ -177,19 +181,21 @@ def test_folder_is_searched(tmp_path):
         data_files([write(tmp_path / "c.jsonl", GOOD), (tmp_path / "empty").mkdir() or tmp_path / "empty"])
 
 
-def test_loader_logs_the_warnings(tmp_path, capsys):
-    rows = [row(turn(f"{number}", "我是ChatGPT。")) for number in range(30)]
-    file = write(tmp_path / "a.jsonl", *rows)
-    assert len(load_wulewule_dataset("json", file, wulewule_sft_map_fn)) == 30
-    logged = capsys.readouterr()
-    logged = logged.out + logged.err
+def test_loader_logs_the_warnings(tmp_path):
+    file = write(tmp_path / "a.jsonl", *[row(turn(f"{number}", "我是ChatGPT。")) for number in range(30)])
+    code = "from xtuner_wulewule.dataset import loader, map_fns\n"
+    code += f"print(len(loader.load_wulewule_dataset('json', {file!r}, map_fns.wulewule_sft_map_fn, checks=CHECKS)))"
+    logged = python(code.replace("CHECKS", "True"), tmp_path)
+    assert logged.stdout.endswith("30\n") and logged.returncode == 0
+    logged = logged.stdout + logged.stderr
     assert "the data has 30 warnings" in logged and f"30 x other_name, first {file}:1:conversation[0].output" in logged
-    load_wulewule_dataset("json", file, wulewule_sft_map_fn, checks=False)
-    logged = capsys.readouterr()
-    assert "warnings" not in logged.out + logged.err
+    quiet = python(code.replace("CHECKS", "False"), tmp_path)
+    assert quiet.stdout == "30\n" and "warnings" not in quiet.stderr
 
 
-@pytest.mark.parametrize("text", ["a" * 200_000, "{" * 200_000, "<" * 200_000, "1" * 200_000, "1 " * 100_000, "a.@" * 70_000, "根据" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["a" * 200_000, "{" * 200_000, "<" * 200_000, "1" * 200_000, "1 " * 100_000, "a.@" * 70_000, "根据" * 100_000]
+)
 def test_no_text_is_slow(text):
     import time
 

@@ -34,7 +34,7 @@ def _turns(row):
     if not isinstance(row, Mapping):
         _fail(row, f"a row must be a JSON object, but this is {type(row).__name__}")
     if "conversation" not in row:
-        _fail(row, f'"conversation" is missing; the keys are {sorted(map(str, row))}', "conversation")
+        _fail(row, f'"conversation" is missing (the keys are {sorted(map(str, row))})', "conversation")
     turns = row["conversation"]
     if not isinstance(turns, (list, tuple)):
         _fail(row, f'"conversation" must be a list of turns, but it is {type(turns).__name__}', "conversation")
@@ -80,7 +80,7 @@ def wulewule_pretrain_map_fn(example):
     if isinstance(example, Mapping) and example.get("text") is not None:
         text = _text(example, example, 1, "text")
     elif isinstance(example, Mapping) and example.get("conversation") is None:
-        _fail(example, f'expected "text" or "conversation"; the keys are {sorted(map(str, example))}')
+        _fail(example, f'expected "text" or "conversation" (the keys are {sorted(map(str, example))})')
     else:
         text = ""
         for number, turn in enumerate(_turns(example), 1):

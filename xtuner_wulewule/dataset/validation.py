@@ -228,7 +228,7 @@ class Checker:
             roles = [str(turn.get(role))[:40] for turn in row[key] if isinstance(turn, dict)]
             for number, name in enumerate(roles):
                 if name not in known:
-                    message = f"unknown role {name!r}; the roles of {found} are {', '.join(sorted(known))}"
+                    message = f"unknown role {name!r}; use one of {', '.join(sorted(known))}"
                     self._error(line, f"{key}[{number}].{role}", "unknown_role", message)
             if roles.count("system") > 1:
                 self._error(line, key, "second_system", "two system prompts in one conversation; keep the first")
@@ -314,10 +314,10 @@ def kind_of(rows):
     """Return the kind ("pretraining" or "tuning") that most of the rows (list) have by their shape."""
     votes = Counter()
     for row in rows:
-        turns = row.get("conversation") if isinstance(row, dict) else None
-        if isinstance(turns, list):
-            votes[SFT if any(isinstance(turn, dict) and (turn.get("input") or turn.get("system")) for turn in turns) else PRETRAIN] += 1
-        elif isinstance(row, dict) and "text" in row:
+        turns = row.get("conversation")
+        if isinstance(turns, list) and (turns := [turn for turn in turns if isinstance(turn, dict)]):
+            votes[SFT if any(turn.get("input") or turn.get("system") for turn in turns) else PRETRAIN] += 1
+        elif row.get("text") is not None:
             votes[PRETRAIN] += 1
     return PRETRAIN if votes[PRETRAIN] > votes[SFT] else SFT
 
