@@ -178,7 +178,7 @@ def test_preview_marks_what_is_trained(model, tmp_path, capsys):
     assert f"{file}:1  tuning" in out and "user\n问<|im_end|>\n<|im_start|>assistant\n⟦答<|im_end|>⟧" in out and "⟦再答<|im_end|>⟧" in out
     assert "悟了悟了" not in out.partition("<|im_start|>user")[2]  # only one row
     assert data("preview", write(tmp_path / "b.jsonl", {"text": "石猴出世"})) == 0
-    assert "<BOS>⟦石猴出世<EOS>⟧" in capsys.readouterr().out.replace("⟧⟦", "")
+    assert "<BOS>⟦石猴出世<EOS>⟧" in capsys.readouterr().out
     mapped = wulewule_sft_map_fn(GOOD)
     tokens = Lengths(load_tokenizer(model), 1)([("tuning", mapped)])[0].tokens
     assert data("preview", write(tmp_path / "c.jsonl", GOOD), "--model", model, "--max-length", tokens - 3) == 0

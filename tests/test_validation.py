@@ -11,7 +11,6 @@ from profiles import SETTINGS
 
 from xtuner_wulewule import paths
 from xtuner_wulewule.dataset import duplicates, texts
-from xtuner_wulewule.dataset.loader import load_wulewule_dataset
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
 from xtuner_wulewule.dataset.validation import ERROR, PLACES, check_files, data_files
 from xtuner_wulewule.errors import DataError

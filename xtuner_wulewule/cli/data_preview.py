@@ -58,11 +58,12 @@ def marked(parts, tokenizer, max_length):
 
     if tokenizer is None:
         names = {BOS: "<BOS>", EOS: "<EOS>"}
-        return [(names.get(text, text), "trained" if trained else "") for text, trained in parts]
-    shown, room = [], max_length
-    for ids, trained in encode([parts], tokenizer)[0]:
-        kept, cut = ids[:room], ids[room:]
-        room -= len(kept)
-        shown += [(tokenizer.decode(kept), "trained" if trained else "")] if kept else []
-        shown += [(tokenizer.decode(cut), "cut")] if cut else []
+        shown = [(names.get(text, text), "trained" if trained else "") for text, trained in parts]
+    else:
+        shown, room = [], max_length
+        for ids, trained in encode([parts], tokenizer)[0]:
+            kept, cut = ids[:room], ids[room:]
+            room -= len(kept)
+            shown += [(tokenizer.decode(kept), "trained" if trained else "")] if kept else []
+            shown += [(tokenizer.decode(cut), "cut")] if cut else []
     return [("".join(text for text, _ in group), style) for style, group in groupby(shown, key=itemgetter(1))]

@@ -44,27 +44,29 @@ class Duplicates:
             return
         hashes = np.frombuffer(self.hashes, dtype=np.int64)
         first = _first_of_equals(hashes)
-        again = np.flatnonzero(first != np.arange(len(first)))
-        for row in again:
+        again = first != np.arange(len(first), dtype=np.uint32)
+        for row in np.flatnonzero(again):
             yield int(row), int(first[row]), "duplicate"
-        yield from self._near(set(again.tolist()))
+        del first
+        yield from self._near(again)
 
-    def _near(self, known):
+    def _near(self, again):
+        """Yield the near-duplicates among the rows that are not in the mask `again`, the exact ones."""
         import numpy as np
 
         signatures = np.frombuffer(self.signatures, dtype=np.uint32).reshape(-1, SLOTS)
         if not len(signatures):
             return
-        earlier = np.arange(len(signatures))
+        earlier = np.arange(len(signatures), dtype=np.uint32)
         for start in range(0, SLOTS, BAND):
             band = np.ascontiguousarray(signatures[:, start : start + BAND]).astype(np.uint64)
-            first = _first_of_equals((band * _FACTORS()).sum(axis=1, dtype=np.uint64))
-            candidates = np.flatnonzero(first != np.arange(len(first)))
+            first = _first_of_equals((band * _factors()).sum(axis=1, dtype=np.uint64))
+            candidates = np.flatnonzero(first != np.arange(len(first), dtype=np.uint32))
             for some in np.array_split(candidates, len(candidates) // 65_536 + 1):
                 alike = (signatures[some] == signatures[first[some]]).sum(axis=1) >= ALIKE
                 earlier[some[alike]] = np.minimum(earlier[some[alike]], first[some[alike]])
-        for row in np.flatnonzero(earlier != np.arange(len(earlier))):
-            if self.signed[row] not in known:
+        for row in np.flatnonzero(earlier != np.arange(len(earlier), dtype=np.uint32)):
+            if not again[self.signed[row]]:
                 yield self.signed[row], self.signed[int(earlier[row])], "near_duplicate"
 
     def notes(self):
@@ -79,7 +81,7 @@ class Duplicates:
         return notes
 
 
-def _FACTORS():
+def _factors():
     import numpy as np
 
     return np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64)
@@ -89,11 +91,12 @@ def _first_of_equals(values):
     """Return for each value the index of the first that equals it (numpy.ndarray)."""
     import numpy as np
 
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(values, kind="stable").astype(np.uint32)  # half of the memory
     ordered = values[order]
-    begins = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    first = np.empty(len(values), dtype=np.int64)
-    first[order] = np.repeat(order[begins], np.diff(np.append(begins, len(values))))
+    begins = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+    del ordered
+    first = np.empty(len(values), dtype=np.uint32)
+    first[order] = order[begins][np.cumsum(begins, dtype=np.uint32) - np.uint32(1)]
     return first
 
 
@@ -102,7 +105,7 @@ def signature(text):
     import numpy as np
 
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
-    a, b, c, d = _FACTORS()
+    a, b, c, d = _factors()
     pieces = codes[:-3] * a + codes[1:-2] * b + codes[2:-1] * c + codes[3:] * d
     pieces ^= pieces >> np.uint64(29)
     pieces *= d

@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 
-LONGEST_ROW = 32 * 2**20  # bytes; memory stays bounded whatever a file holds
+LONGEST_ROW = 16 * 2**20  # bytes; memory stays bounded whatever a file holds
 CHUNK = 2**20
 BEGINNING = 2**16
 TELL_EVERY = 512  # rows

@@ -89,7 +89,7 @@ class Report:
         self.counts[severity, code] += 1
         kept = self._kept.setdefault((severity, code), [])
         if len(kept) < PLACES:
-            kept.append(Problem(file, line, field, severity, code, texts.mask(message), fix, self.counts.total()))
+            kept.append(Problem(file, line, field, severity, code, texts.mask(" ".join(message.split())), fix, self.counts.total()))
 
     @property
     def problems(self):
