@@ -190,3 +190,23 @@ def test_preview_in_colour_where_there_is_colour(tmp_path):
     file = write(tmp_path / "a.jsonl", GOOD)
     out = run([WULEWULE, "data", "preview", file], tmp_path, FORCE_COLOR="1", TERM="xterm-256color").stdout
     assert "\x1b[1;32m我是悟了悟了" in out and "⟦" not in out
+
+
+@pytest.mark.slow
+def test_two_gigabytes_are_checked_in_bounded_memory(tmp_path):
+    file = tmp_path / "big.jsonl"
+    with file.open("w", encoding="utf-8") as stream:
+        written = number = 0
+        while written < 2 * 10**9:  # about 800,000 rows, all different
+            answer = "".join(f"第{number}段第{part}句讲的是花果山。" for part in range(70))
+            written += 2 * len(answer) + stream.write(
+                json.dumps({"conversation": [{"input": f"第{number}问", "output": answer}]}, ensure_ascii=False)
+            )
+            written += stream.write("\n")
+            number += 1
+    code = "import resource; from xtuner_wulewule.cli import main; status = main(['data', 'check', 'big.jsonl'])\n"
+    code += "print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    result = run([sys.executable, "-c", code], tmp_path, timeout=1200)
+    status, peak = map(int, result.stdout.splitlines()[-1].split())
+    assert status == 0 and f"{number:,} of tuning" in result.stdout
+    assert peak < 500, f"{peak} MiB"

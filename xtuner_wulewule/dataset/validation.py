@@ -20,7 +20,7 @@ PRETRAIN, SFT = "pretraining", "tuning"
 MAP_FNS = {PRETRAIN: wulewule_pretrain_map_fn, SFT: wulewule_sft_map_fn}
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 PLACES = 20  # of each kind of problem that are kept; the counts stay exact
-LOOKED_AT = 32  # rows from which the kind of a file is told
+LOOKED_AT = 8  # rows from which the kind of a file is told
 FEW_ROWS = 50  # under so many the share of identity rows says nothing
 IDENTITY_SHARE = (0.01, 0.6)
 SYSTEMS = 100  # different system prompts that are told apart
@@ -141,12 +141,6 @@ class Checker:
         self.lines = array("I")  # of the rows that `duplicates` knows
         self.files, self.starts = [], []
         self.systems = set()
-
-    def file(self, file):
-        """Begin a file."""
-        self.report.files += 1
-        self.files.append(str(file))
-        self.starts.append(len(self.lines))
 
     def rows(self, file, progress=None):
         """Check a file.
