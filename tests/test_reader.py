@@ -66,6 +66,7 @@ def test_array_on_one_line_and_numbers_at_the_end_of_a_chunk(tmp_path, monkeypat
         (b"[{},\n{}", ":2", "not valid JSON"),
         (b"[{}\n{}]", ":2", "Expecting ',' or ']'"),
         (b"[{}]\n\n{}", ":3", "text after the end of the array"),
+        (b"[{}]\n\xe5", ":2", "is not UTF-8"),
     ],
 )
 def test_problems_have_their_line(data, where, problem, tmp_path):

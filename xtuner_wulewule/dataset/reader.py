@@ -163,8 +163,9 @@ def _array(stream, first, number):
             more = array.next() == ","
             array.position += more
         array.position += 1
-        if array.next():
-            yield array.line(), None, Problem("not_json", "not valid JSON (text after the end of the array); remove it")
+        if array.next() or array.not_utf8:
+            problem = Problem("not_json", "not valid JSON (text after the end of the array); remove it")
+            yield array.line(), None, array.not_utf8 or problem
     except json.JSONDecodeError as error:
         array.position = error.pos
         problem = Problem("not_json", f"not valid JSON ({error.msg}); correct it, the rest of the array was not read")
