@@ -13,7 +13,18 @@ class WulewuleError(Exception):
 
 
 class DataError(WulewuleError):
-    """A data file or a row of it is wrong."""
+    """A data file or a row of it is wrong.
+
+    Args:
+        message (str): as for `WulewuleError`.
+        code (str): the kind of problem, for programs.
+        field (str): where in the row, for example "conversation[0].output".
+        problem (str, optional): the message without what quotes the row.
+    """
+
+    def __init__(self, message, code="shape", field="", problem=None):
+        super().__init__(message)
+        self.code, self.field, self.problem = code, field, problem or message
 
 
 class ModelError(WulewuleError):

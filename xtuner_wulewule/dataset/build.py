@@ -2,7 +2,10 @@
 
 import logging
 import os
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 from xtuner_wulewule import __version__, paths
 from xtuner_wulewule.dataset import store as stores
 from xtuner_wulewule.dataset.encode import Encoder
-from xtuner_wulewule.dataset.loader import check_files, describe_problems, mapped_rows
+from xtuner_wulewule.dataset.loader import check_files, checker_of, conclude
 from xtuner_wulewule.dataset.packing import MODES
 from xtuner_wulewule.errors import DataError, SettingsError
 
@@ -251,39 +254,68 @@ def _make_store(folder, files, tokenizer, map_fn, template):
 def _batches(files, encoder, map_fn, template):
     """Yield (tokens, lengths) for `store.write`, and the ledger last; raise DataError where rows are wrong."""
     ledger = dict(rows=0, tokens_in=0, tokens_kept=0, left_out=[])
-    problems = []
-    with ThreadPoolExecutor(1) as background:  # the tokenizer works without Python's lock, while the next batch is read
+    checker = checker_of(map_fn)
+    with ThreadPoolExecutor(1) as background:  # a tokenizer works without Python's lock, while the next batch is read
         waiting = None
-        for batch in _conversations(files, map_fn, template, problems):
-            if problems:
-                continue  # nothing will be trained: only look for more problems
+        for batch in _conversations(files, checker, template):
             begun = (*batch, background.submit(encoder.tokenize, encoder.texts(batch[1])))
             if waiting is not None:
                 yield _encoded(encoder, ledger, *waiting)
             waiting = begun
-        if problems:
-            raise DataError(describe_problems(problems))
+        conclude(checker)
         if waiting is not None:
             yield _encoded(encoder, ledger, *waiting)
     yield ledger
 
 
-def _conversations(files, map_fn, template, problems):
-    """Yield ([where], [conversation]) of about BATCH_CHARACTERS; problems go into the list."""
+def _conversations(files, checker, template):
+    """Yield ([place], [conversation]) of about BATCH_CHARACTERS, until an error is found: after that rows are only checked."""
     places, conversations, size = [], [], 0
-    for where, row, problem in mapped_rows(files, map_fn):
-        if problem is not None:
-            problems.append(f"{where}: {problem}")
-            continue
-        turns = template(row)["conversation"] if template is not None else row["conversation"]
-        places.append(where)
-        conversations.append(turns)
-        size += sum(len(turn["input"]) + len(turn["output"]) for turn in turns)
-        if size >= BATCH_CHARACTERS:
-            yield places, conversations
-            places, conversations, size = [], [], 0
+    with data_progress(files) as progress:
+        for file in files:
+            for row in checker.rows(file, progress(file)):
+                if checker.failed:
+                    continue
+                turns = (template(row) if template is not None else row)["conversation"]
+                places.append(f"{file}:{checker.line}")
+                conversations.append(turns)
+                size += sum(len(turn["input"]) + len(turn["output"]) for turn in turns)
+                if size >= BATCH_CHARACTERS:
+                    yield places, conversations
+                    places, conversations, size = [], [], 0
     if places:
         yield places, conversations
+
+
+@contextmanager
+def data_progress(files):
+    """Show how much of the files was read, as a bar where standard error is a terminal, else a line in the log every 30 s.
+
+    Args:
+        files (list[str]): paths.
+
+    Yields:
+        callable: given a file, returns what the reader tells the bytes that it has read of it.
+    """
+    sizes = {file: os.path.getsize(file) for file in files}
+    total, before = sum(sizes.values()), {file: sum(list(sizes.values())[:number]) for number, file in enumerate(sizes)}
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("tokenising", total=total)
+            yield lambda file: lambda done: bar.update(task, completed=before[file] + done)
+        return
+    told = time.monotonic()
+
+    def tell(done):
+        nonlocal told
+        if time.monotonic() - told > 30:
+            told = time.monotonic()
+            _log(f"tokenising: {done / total:.0%} of {total / 2**20:.0f} MiB")
+
+    yield lambda file: lambda done: tell(before[file] + done)
 
 
 def _encoded(encoder, ledger, places, conversations, tokenised):

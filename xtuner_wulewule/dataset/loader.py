@@ -1,11 +1,13 @@
 """The loader that the configs use in place of `datasets.load_dataset`: the same arguments, but every problem has its file and line."""
 
+import logging
 import os
 
-from xtuner_wulewule.dataset.reader import read_rows
+from xtuner_wulewule.dataset.validation import ERROR, WARNING, Checker
 from xtuner_wulewule.errors import DataError
 
 SHOWN_PROBLEMS = 5
+WARNED_ROWS = 10_000  # 2 s of looking for warnings at most; `wulewule data check` looks at all rows
 # rows read by the last call in this process; UpdateBudgetHook reports it, since packing hides it
 rows_loaded: int | None = None
 
@@ -28,13 +30,14 @@ def map_num_proc(data_files, bytes_per_worker=16 * 2**20):
     return workers if workers > 1 else None
 
 
-def load_wulewule_dataset(path="json", data_files=(), map_fn=None):
-    """Read JSON Lines files (or JSON arrays) and check every row before anything is trained.
+def load_wulewule_dataset(path="json", data_files=(), map_fn=None, checks=True):
+    """Read JSON Lines files (or JSON arrays, or either with gzip) and check every row before anything is trained.
 
     Args:
         path (str): "json", as for `datasets.load_dataset`.
         data_files (str | list[str]): the files, read in this order.
         map_fn (callable, optional): a map function that every row must pass, called with the row alone. Its results become the rows.
+        checks (bool): whether to log a summary of the warnings of `wulewule data check`, too.
 
     Returns:
         datasets.Dataset: one row per line, in order.
@@ -46,14 +49,9 @@ def load_wulewule_dataset(path="json", data_files=(), map_fn=None):
     global rows_loaded
     from datasets import Dataset
 
-    rows, problems = [], []
-    for where, row, problem in mapped_rows(check_files(data_files, path), map_fn):
-        if problem is None:
-            rows.append(row)
-        else:
-            problems.append(f"{where}: {problem}")
-    if problems:
-        raise DataError(describe_problems(problems))
+    checker = checker_of(map_fn, checks)
+    rows = [row for file in check_files(data_files, path) for row in checker.rows(file)]
+    conclude(checker)
     rows_loaded = len(rows)
     keys = sorted({key for row in rows for key in row})
     return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
@@ -62,7 +60,7 @@ def load_wulewule_dataset(path="json", data_files=(), map_fn=None):
 def check_files(data_files, path="json"):
     """Return the data files as a list (list[str]); raise DataError where one is missing, or `path` asks for another format."""
     if path != "json":
-        raise DataError(f"train_dataloader.dataset.dataset.path is {path!r}; this loader reads JSON Lines, set it to 'json'")
+        raise DataError(f"train_dataloader.dataset: path is {path!r}; JSON Lines are read here, set it to 'json'")
     files = [data_files] if isinstance(data_files, str) else list(data_files)
     missing = [file for file in files if not os.path.isfile(file)]
     if missing or not files:
@@ -73,30 +71,42 @@ def check_files(data_files, path="json"):
     return files
 
 
-def mapped_rows(files, map_fn=None):
-    """Read rows and map them.
+def checker_of(map_fn, checks=True):
+    """Return the `Checker` of a training: all rows are looked at for errors, the first `WARNED_ROWS` for warnings too."""
+    return Checker(map_fn or _as_it_is, warnings=checks, warned_rows=WARNED_ROWS)
+
+
+def conclude(checker):
+    """End the check of a training.
 
     Args:
-        files (list[str]): paths.
-        map_fn (callable, optional): called with a row alone; a DataError that it raises becomes the row's problem.
+        checker (Checker): it has seen all files.
 
-    Yields:
-        tuple[str, object, str | None]: "file:line", the mapped row, and what is wrong with it, None where nothing is.
+    Raises:
+        DataError: it found errors; the first five are named.
     """
-    for file in files:
-        where = None
-        for where, row, problem in read_rows(file):
-            if problem is None and map_fn is not None:
-                try:
-                    row = map_fn(row)
-                except DataError as error:
-                    problem = str(error)
-            yield where, row, problem
-        if where is None:
-            yield file, None, "there are no rows in it"
+    report = checker.finish()
+    errors = report.count(ERROR)
+    if errors:
+        shown = [f"{problem.place(field=False)}: {problem.message}; {problem.fix}" for problem in report.errors(SHOWN_PROBLEMS)]
+        more = f" (and {errors - len(shown)} more)" if errors > len(shown) else ""
+        raise DataError(f"{'; '.join(shown)}{more}; nothing was trained, correct the data and start again")
+    _log_warnings(report)
 
 
-def describe_problems(problems):
-    """Return the first problems (list[str]) as one line."""
-    more = f" (and {len(problems) - SHOWN_PROBLEMS} more)" if len(problems) > SHOWN_PROBLEMS else ""
-    return f"{'; '.join(problems[:SHOWN_PROBLEMS])}{more}; nothing was trained, correct the data and start again"
+def _as_it_is(row):
+    return row
+
+
+def _log_warnings(report):
+    """Log a line for each kind of warning."""
+    if not report.count(WARNING):
+        return
+    from mmengine.logging import print_log
+
+    first = {}
+    for problem in report.problems:
+        first.setdefault(problem.code, problem)
+    lines = [f"  {report.counts[WARNING, code]} x {code}, first {p.place() or 'in the set'}: {p.message}" for code, p in first.items()]
+    lines = [f"the data has {report.count(WARNING)} warnings; wulewule data check shows all", *lines, *report.notes]
+    print_log("\n".join(lines), logger="current", level=logging.WARNING)

@@ -14,11 +14,19 @@ def _quote(row):
     """The first 40 characters of the row, without line breaks, so that the user can find it."""
     import json
 
-    return json.dumps(dict(row) if isinstance(row, Mapping) else row, ensure_ascii=False, default=str)[:40]
+    try:
+        return json.dumps(dict(row) if isinstance(row, Mapping) else row, ensure_ascii=False, default=str)[:40]
+    except RecursionError:
+        return type(row).__name__
 
 
-def _fail(row, problem):
-    raise DataError(f"row {_quote(row)}…: {problem}")
+def _fail(row, problem, field="", code="shape"):
+    raise DataError(f"row {_quote(row)}…: {problem}", code, field, problem)
+
+
+def field_of(number, key):
+    """Return the field (str) of a key in turn `number`, counted from 1, for example "conversation[0].input"."""
+    return f"conversation[{number - 1}].{key}"
 
 
 def _turns(row):
@@ -26,24 +34,29 @@ def _turns(row):
     if not isinstance(row, Mapping):
         _fail(row, f"a row must be a JSON object, but this is {type(row).__name__}")
     if "conversation" not in row:
-        _fail(row, f'"conversation" is missing; the keys are {sorted(map(str, row))}')
+        _fail(row, f'"conversation" is missing (the keys are {sorted(map(str, row))})', "conversation")
     turns = row["conversation"]
     if not isinstance(turns, (list, tuple)):
-        _fail(row, f'"conversation" must be a list of turns, but it is {type(turns).__name__}')
+        _fail(row, f'"conversation" must be a list of turns, but it is {type(turns).__name__}', "conversation")
     if not turns:
-        _fail(row, '"conversation" is empty; give it at least one turn')
+        _fail(row, '"conversation" is empty; give it at least one turn', "conversation", "empty")
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping):
-            _fail(row, f"turn {number} must be an object with input and output, but it is {type(turn).__name__}")
+            _fail(
+                row,
+                f"turn {number} must be an object with input and output, but it is {type(turn).__name__}",
+                f"conversation[{number - 1}]",
+            )
     return turns
 
 
 def _text(row, turn, number, key):
+    field = key if turn is row else field_of(number, key)
     if key not in turn:
-        _fail(row, f'turn {number} has no "{key}"')
+        _fail(row, f'turn {number} has no "{key}"', field, "no_answer" if key == "output" else "shape")
     value = turn[key]
     if not isinstance(value, str):
-        _fail(row, f'"{key}" of turn {number} must be a string, but it is {type(value).__name__}')
+        _fail(row, f'"{key}" of turn {number} must be a string, but it is {type(value).__name__}', field, "not_string")
     return value
 
 
@@ -67,15 +80,18 @@ def wulewule_pretrain_map_fn(example):
     if isinstance(example, Mapping) and example.get("text") is not None:
         text = _text(example, example, 1, "text")
     elif isinstance(example, Mapping) and example.get("conversation") is None:
-        _fail(example, f'expected "text" or "conversation"; the keys are {sorted(map(str, example))}')
+        _fail(example, f'expected "text" or "conversation" (the keys are {sorted(map(str, example))})')
     else:
         text = ""
         for number, turn in enumerate(_turns(example), 1):
             if turn.get("input") not in (None, ""):
-                _fail(example, f'"input" of turn {number} must be empty in pretraining data; for conversations use wulewule_sft_map_fn')
+                problem = f'"input" of turn {number} must be empty in pretraining data; for conversations use wulewule_sft_map_fn'
+                _fail(example, problem, field_of(number, "input"))
             text += _text(example, turn, number, "output")
     if not text.strip():
-        _fail(example, "the text is empty; remove the row or fill it")
+        _fail(
+            example, "the text is empty; remove the row or fill it", "text" if example.get("text") is not None else "conversation", "empty"
+        )
     return {"conversation": [{"input": "", "output": text}]}
 
 
@@ -102,14 +118,17 @@ def wulewule_sft_map_fn(example):
     for number, turn in enumerate(_turns(example), 1):
         system = turn.get("system")
         if system is not None and not isinstance(system, str):
-            _fail(example, f'"system" of turn {number} must be a string, but it is {type(system).__name__}')
+            problem = f'"system" of turn {number} must be a string, but it is {type(system).__name__}'
+            _fail(example, problem, field_of(number, "system"), "not_string")
         mapped = {"input": _text(example, turn, number, "input").strip(), "output": _text(example, turn, number, "output").strip()}
         for key, name in (("input", "question"), ("output", "answer")):
             if not mapped[key]:
-                _fail(example, f'the {name} ("{key}") of turn {number} is empty; fill it or remove the turn')
+                problem = f'the {name} ("{key}") of turn {number} is empty; fill it or remove the turn'
+                _fail(example, problem, field_of(number, key), "empty")
         if number == 1:
             mapped = {"system": (system or "").strip() or WULEWULE_SYSTEM, **mapped}
         elif (system or "").strip():
-            _fail(example, f'turn {number} has a "system"; only the first turn may have one')
+            problem = f'turn {number} has a "system"; only the first turn may have one'
+            _fail(example, problem, field_of(number, "system"), "second_system")
         conversation.append(mapped)
     return {"conversation": conversation}

@@ -1,0 +1,212 @@
+"""`wulewule data check`, `stats` and `preview`."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from commands import WULEWULE, run
+from xtuner.dataset.map_fns import template_map_fn
+from xtuner.dataset.utils import encode_fn
+from xtuner.utils import PROMPT_TEMPLATE
+
+from xtuner_wulewule import cli
+from xtuner_wulewule.cli.data_stats import best_fit
+from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
+from xtuner_wulewule.dataset.tokens import Lengths, encode, load_tokenizer, segments
+from xtuner_wulewule.dataset.validation import data_files, mapped_rows
+from xtuner_wulewule.model.tiny import tiny_model
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+GOOD = {"conversation": [{"input": "你是谁", "output": "我是悟了悟了"}]}
+IGNORED = -100
+
+
+@pytest.fixture(scope="module")
+def model():
+    return str(tiny_model())
+
+
+def write(file, *rows):
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
+def data(*arguments):
+    return cli.main(["data", *map(str, arguments)])
+
+
+def test_check_of_the_packaged_data(capsys):
+    assert data("check", DATA) == 0
+    out = capsys.readouterr().out
+    assert "3 files; rows: 64 of pretraining, 236 of tuning; 0 errors, 0 warnings" in out and "lengths were not checked" in out
+
+
+def test_check_prints_place_problem_and_fix(tmp_path, capsys):
+    rows = [GOOD, {"conversation": [{"input": "问", "output": ""}]}, {"conversation": [{"input": "电话", "output": "打13812345678"}]}]
+    file = write(tmp_path / "a.jsonl", *rows)
+    assert data("check", file) == 1
+    out = capsys.readouterr().out
+    assert (
+        "error empty: 1\n" in out
+        and f"  {file}:2:conversation[0].output: the answer" in out
+        and "  fix: fill it or remove the turn\n" in out
+    )
+    assert "warning personal: 1\n" in out and "13…8" in out and "13812345678" not in out
+    assert data("check", write(tmp_path / "b.jsonl", rows[2])) == 0  # a warning is no error
+
+
+def test_check_shows_some_and_counts_all(tmp_path, capsys):
+    file = write(tmp_path / "a.jsonl", GOOD, *[{"conversation": []}] * 30)
+    assert data("check", file, "--show", 2) == 1
+    out = capsys.readouterr().out
+    assert "error empty: 30\n" in out and out.count(f"{file}:") == 2 and "… and 28 more" in out
+
+
+def test_check_as_json_through_the_command(tmp_path):
+    file = write(tmp_path / "a.jsonl", {"conversation": [{"input": "问", "output": 1}]})
+    result = run([WULEWULE, "data", "check", file, "--json"], tmp_path)
+    report = json.loads(result.stdout)
+    assert (
+        result.returncode == 1 and report["errors"] == 1 and report["counts"] == [{"severity": "error", "code": "not_string", "count": 1}]
+    )
+    (problem,) = report["problems"]
+    assert (problem["file"], problem["line"], problem["field"]) == (file, 1, "conversation[0].output") and problem["fix"]
+    for broken in ("gone.jsonl", tmp_path):
+        result = run([WULEWULE, "data", "check", broken], tmp_path)
+        assert result.returncode == 1 and "Traceback" not in result.stderr
+
+
+def test_names_on_the_command_line(tmp_path, capsys):
+    file = write(tmp_path / "a.jsonl", {"conversation": [{"input": "你叫什么", "output": "我是小猴，不是ChatGPT"}]})
+    (tmp_path / "names.txt").write_text("小猴\n\n", encoding="utf-8")
+    for options, count in (
+        ([], 1),
+        (["--other-names", "小猴,某某"], 1),
+        (["--names", tmp_path / "names.txt"], 1),
+        (["--other-names", ""], 0),
+    ):
+        data("check", file, *options)
+        assert capsys.readouterr().out.count("warning other_name") == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["check", "gone.jsonl"], "data file not found: gone.jsonl"),
+        (["check", DATA, "--show", "0"], "--show 0: give a number"),
+        (["check", DATA, "--names", "gone.txt"], "No such file or directory gone.txt"),
+        (["check", DATA, "--model", "gone"], "--model gone: its tokenizer cannot be loaded"),
+        (["stats", DATA, "--png", "a.png"], "--png draws tokens, so it needs --model"),
+        (["preview", "gone.jsonl"], "data file not found"),
+    ],
+)
+def test_user_errors_are_one_line(arguments, problem, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert data(*arguments) == 1
+    error = capsys.readouterr().err
+    assert problem in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("max_length", [40, 300, 4096])
+def test_ids_and_labels_are_those_of_xtuner(max_length, model):
+    tokenizer = load_tokenizer(model)
+    lengths = Lengths(tokenizer, max_length)
+    for file in data_files([DATA]):
+        rows = [(kind, row) for _, row, kind, _ in mapped_rows(file)]
+        encoded = encode([segments(row["conversation"], kind) for kind, row in rows], tokenizer)
+        for (kind, row), parts, length in zip(rows, encoded, lengths(rows), strict=True):
+            ids = [token for part, _ in parts for token in part]
+            labels = [token if trained else IGNORED for part, trained in parts for token in part]
+            if kind == "tuning":
+                row = template_map_fn({"conversation": [dict(turn) for turn in row["conversation"]]}, PROMPT_TEMPLATE.internlm2_chat)
+            theirs = encode_fn(row, tokenizer, max_length)
+            assert ids[:max_length] == theirs["input_ids"] and labels[:max_length] == theirs["labels"]
+            kept = sum(label != IGNORED for label in theirs["labels"])
+            assert (length.tokens - length.lost, length.trained - length.lost_trained) == (len(theirs["input_ids"]), kept)
+
+
+def test_check_says_what_is_cut(model, tmp_path, capsys):
+    long = {"conversation": [{"input": "说说" * 200, "output": "好" * 100}]}
+    assert data("check", write(tmp_path / "a.jsonl", GOOD, long), "--model", model, "--max-length", 150) == 0
+    out = capsys.readouterr().out
+    assert "warning cut: 1" in out and "warning nothing_trained: 1" in out and "a.jsonl:2" in out and "not checked" not in out
+
+
+def test_stats(model, tmp_path, capsys):
+    assert data("stats", DATA) == 0
+    assert "tuning: 236 rows, 321 turns" in capsys.readouterr().out
+    png = tmp_path / "a.png"
+    options = ("--model", model, "--max-length", 512, "--batch-size", 2, "--epochs", 3, "--gpus", 2, "--tokens-per-second", 1000)
+    assert data("stats", DATA / "self_cognition_100.jsonl", *options, "--png", png) == 0
+    out = capsys.readouterr().out
+    rows = [(kind, row) for _, row, kind, _ in mapped_rows(DATA / "self_cognition_100.jsonl")]
+    total = sum(length.tokens for length in Lengths(load_tokenizer(model), 512)(rows))
+    packed = -(-total // 512)
+    assert f"tokens: {total:,} with the template" in out and f"packed concat: {packed:,} rows of 512" in out
+    assert f"{-(-packed // 4) * 3:,} iterations" in out and "GPU memory of a QLoRA training" in out and "measured on" not in out
+    assert png.read_bytes().startswith(b"\x89PNG") and [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert data("stats", DATA, "--model", model, "--png", png) == 1
+    assert "add --overwrite, nothing was changed" in capsys.readouterr().err
+
+
+def test_stats_without_matplotlib(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert data("stats", DATA, "--png", tmp_path / "a.png") == 1
+    assert "pip install 'xtuner-wulewule[plot]'" in capsys.readouterr().err
+
+
+def test_stats_leaves_out_what_is_wrong(tmp_path, capsys):
+    assert data("stats", write(tmp_path / "a.jsonl", GOOD, {"conversation": []})) == 0
+    assert "left out: 1 rows" in capsys.readouterr().out
+    assert data("stats", write(tmp_path / "b.jsonl", {"conversation": []})) == 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows"), [([10], 1), ([10, 10], 2), ([6, 4, 5, 5], 2), ([7, 6, 3, 4], 2), ([5, 5, 5], 2), ([3, 3, 3, 1], 1), ([], 0)]
+)
+def test_best_fit(lengths, rows):
+    assert best_fit(Counter(lengths), 10) == rows
+
+
+def test_preview_marks_what_is_trained(model, tmp_path, capsys):
+    rows = [{"conversation": [{"input": "问", "output": "答"}, {"input": "再问", "output": "再答"}]}, GOOD]
+    file = write(tmp_path / "a.jsonl", *rows)
+    assert data("preview", file, "--rows", 1) == 0
+    out = capsys.readouterr().out
+    assert f"{file}:1  tuning" in out and "user\n问<|im_end|>\n<|im_start|>assistant\n⟦答<|im_end|>⟧" in out and "⟦再答<|im_end|>⟧" in out
+    assert "悟了悟了" not in out.partition("<|im_start|>user")[2]  # only one row
+    assert data("preview", write(tmp_path / "b.jsonl", {"text": "石猴出世"})) == 0
+    assert "<BOS>⟦石猴出世<EOS>⟧" in capsys.readouterr().out
+    mapped = wulewule_sft_map_fn(GOOD)
+    tokens = Lengths(load_tokenizer(model), 1)([("tuning", mapped)])[0].tokens
+    assert data("preview", write(tmp_path / "c.jsonl", GOOD), "--model", model, "--max-length", tokens - 3) == 0
+    assert "✂ cut:" in capsys.readouterr().out
+    assert data("preview", write(tmp_path / "d.jsonl", {"conversation": []})) == 1
+
+
+def test_preview_in_colour_where_there_is_colour(tmp_path):
+    file = write(tmp_path / "a.jsonl", GOOD)
+    out = run([WULEWULE, "data", "preview", file], tmp_path, FORCE_COLOR="1", TERM="xterm-256color").stdout
+    assert "\x1b[1;32m我是悟了悟了" in out and "⟦" not in out
+
+
+@pytest.mark.slow
+def test_two_gigabytes_are_checked_in_bounded_memory(tmp_path):
+    file = tmp_path / "big.jsonl"
+    with file.open("w", encoding="utf-8") as stream:
+        written = number = 0
+        while written < 2 * 10**9:  # about 800,000 rows, all different
+            answer = "".join(f"第{number}段第{part}句讲的是花果山。" for part in range(70))
+            written += 2 * len(answer) + stream.write(
+                json.dumps({"conversation": [{"input": f"第{number}问", "output": answer}]}, ensure_ascii=False)
+            )
+            written += stream.write("\n")
+            number += 1
+    code = "import resource; from xtuner_wulewule.cli import main; status = main(['data', 'check', 'big.jsonl'])\n"
+    code += "print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    result = run([sys.executable, "-c", code], tmp_path, timeout=1200)
+    status, peak = map(int, result.stdout.splitlines()[-1].split())
+    assert status == 0 and f"{number:,} of tuning" in result.stdout
+    assert peak < 500, f"{peak} MiB"
