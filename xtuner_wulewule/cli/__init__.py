@@ -22,9 +22,9 @@ def main(argv=None):
     )
     parser.add_argument("--version", action="version", version=f"xtuner-wulewule {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    from xtuner_wulewule.cli import chat, demo, doctor, path, run
+    from xtuner_wulewule.cli import chat, data, demo, doctor, path, run
 
-    for module in (run, chat, doctor, demo, path):
+    for module in (run, data, chat, doctor, demo, path):
         module.add_parser(commands)
     args = parser.parse_args(argv)
     try:
