@@ -82,7 +82,7 @@ def test_server_that_has_gone_uses_up_no_question(tmp_path):
         assert result.returncode == 1 and "5 rows in a row failed" in result.stderr and not (tmp_path / "o.jsonl").exists()
         count = len(asked)
         run([*command, address], tmp_path)
-        assert asked[count]["text"] == "q2"  # q0, q1, q10 and q11 sort before q3, yet q3 comes after q2
+        assert asked[count]["text"] == "q3"  # the first that failed
 
 
 @pytest.mark.parametrize("kind", ["huixiangdou", "identity"])
@@ -92,25 +92,25 @@ def test_killed_and_continued_loses_and_repeats_no_row(kind, tmp_path):
             return "json", f"答{body['text']}", 0.03
         return "json", completion(body["messages"][1]["content"]), 0.03
 
-    (tmp_path / "q.txt").write_text("\n".join(f"问{number}" for number in range(40)), encoding="utf-8")
+    (tmp_path / "q.txt").write_text("\n".join(f"问{number}" for number in range(20)), encoding="utf-8")
     with serve(reply) as (address, asked):
         command = [str(WULEWULE), "data", kind, "--out", "o.jsonl"]
         command += ["q.txt", "--server", address] if kind == "huixiangdou" else []
-        command += [] if kind == "huixiangdou" else "--name 小悟 --author 张三 --number 40 --model m --api-base".split() + [address]
+        command += [] if kind == "huixiangdou" else "--name 小悟 --author 张三 --number 20 --model m --api-base".split() + [address]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
-        while len(asked) < 15:
+        while len(asked) < 8:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert not (tmp_path / "o.jsonl").exists() and len(rows(tmp_path / "o.jsonl.part")) >= 13
+        assert not (tmp_path / "o.jsonl").exists() and len(rows(tmp_path / "o.jsonl.part")) >= 6
         result = run(command, tmp_path)
         assert result.returncode == 0, result.stderr
-        assert 40 <= len(asked) <= 42
+        assert 20 <= len(asked) <= 22
     found = (tmp_path / "o.jsonl").read_text(encoding="utf-8")
     with serve(reply) as (address, _):
         command = [*command[:-1], address]
         assert run([*command, "--out", "whole.jsonl"], tmp_path).returncode == 0
-    assert found == (tmp_path / "whole.jsonl").read_text(encoding="utf-8") and found.count("\n") == 40
+    assert found == (tmp_path / "whole.jsonl").read_text(encoding="utf-8") and found.count("\n") == 20
 
 
 def test_what_cannot_be_rephrased_keeps_its_words_and_the_key_appears_nowhere(tmp_path):

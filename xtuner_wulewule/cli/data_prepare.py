@@ -34,9 +34,12 @@ def _add_pretrain(subcommands):
         subcommands,
         "pretrain",
         "pretraining data from a folder of text files",
-        'Split the text files of a folder and of its folders into rows {"text": …}, in the order of their names (2.txt before 10.txt). A row ends '
-        "where a paragraph ends, else where a sentence ends, else between clauses or words. UTF-8, UTF-16 with a byte order mark and GB18030 are "
-        "told apart. No character is lost but white space between rows. A run that was killed goes on when the same command is given again.",
+        'Split the text files of a folder and of its folders into rows {"text": …}, in the order of their names (2.txt '
+        "before 10.txt). A row ends "
+        "where a paragraph ends, else where a sentence ends, else between clauses or words. UTF-8, UTF-16 with a byte "
+        "order mark and GB18030 are "
+        "told apart. No character is lost but white space between rows. A run that was killed goes on when the same "
+        "command is given again.",
         run_pretrain,
         "example: wulewule data pretrain books --out data/heishenghua_pretraining.jsonl",
     )
@@ -51,9 +54,12 @@ def _add_identity(subcommands):
         subcommands,
         "identity",
         "conversations about who the assistant is",
-        "Make conversations about the assistant's name and author from templates, without a server. With --api-base and --model each question and "
-        "answer is put in other words by an OpenAI-compatible server; its key is read from the environment variable OPENAI_API_KEY and from nowhere "
-        "else. What the server cannot put in other words keeps the words of its template, and is reported. A run that was killed goes on when "
+        "Make conversations about the assistant's name and author from templates, without a server. With --api-base "
+        "and --model each question and "
+        "answer is put in other words by an OpenAI-compatible server; its key is read from the environment variable "
+        "OPENAI_API_KEY and from nowhere "
+        "else. What the server cannot put in other words keeps the words of its template, and is reported. A run that "
+        "was killed goes on when "
         "the same command is given again.",
         run_identity,
         "example: wulewule data identity --name 悟了悟了 --author xzyun2011 --out data/self_cognition_100.jsonl",
@@ -74,8 +80,10 @@ def _add_huixiangdou(subcommands):
         subcommands,
         "huixiangdou",
         "conversations with a running HuixiangDou server",
-        "Ask a HuixiangDou server (/huixiangdou_inference) and write the conversations. QUESTIONS has a question a line; or, where its name ends "
-        'in .jsonl, a conversation a line: a string, a list of strings, or {"questions": [strings]}. The turns before a question are sent as '
+        "Ask a HuixiangDou server (/huixiangdou_inference) and write the conversations. QUESTIONS has a question a "
+        "line; or, where its name ends "
+        'in .jsonl, a conversation a line: a string, a list of strings, or {"questions": [strings]}. The turns before '
+        "a question are sent as "
         '"history"; the published server ignores them, so there each question must be understood alone. What has no answer is written to '
         "FILE.rejected.jsonl with the reason. A run that was killed goes on when the same command is given again.",
         run_huixiangdou,
@@ -92,7 +100,8 @@ def _add_convert(subcommands):
         subcommands,
         "convert",
         "from and to ShareGPT, Alpaca and OpenAI messages",
-        'Convert conversations from one format to another. Keys that a format does not define (such as "id") stay in the row. What the other '
+        'Convert conversations from one format to another. Keys that a format does not define (such as "id") stay in '
+        "the row. What the other "
         "format cannot hold (tool calls, images, two questions in a row) is an error with file and line, and nothing is written.",
         run_convert,
         "example: wulewule data convert sharegpt.json --from sharegpt --to wulewule --out data/huixiangdou_conversations.jsonl",

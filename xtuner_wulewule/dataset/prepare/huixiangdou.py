@@ -45,7 +45,8 @@ def read_questions(file):
     if problems:
         more = f" and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         raise DataError(
-            f'{", ".join(problems[:SHOWN_PROBLEMS])}{more}: each line must be a string, a list of strings or {{"questions": [strings]}}, none empty'
+            f"{', '.join(problems[:SHOWN_PROBLEMS])}{more}: each line must be a string, "
+            'a list of strings or {"questions": [strings]}, none empty'
         )
     if not found:
         raise DataError(f"{file}: there are no questions in it")

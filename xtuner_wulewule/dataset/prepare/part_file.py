@@ -74,7 +74,8 @@ class PartFile:
             self._rows.close()
             self._state.close()
             raise SettingsError(
-                f"{self.part} was begun with other settings ({', '.join(changed)}): give those again to go on, or remove it and {self.state}"
+                f"{self.part} was begun with other settings ({', '.join(changed)}): give those again to go on, "
+                f"or remove it and {self.state}"
             )
         return whole
 
