@@ -21,8 +21,11 @@ SYSTEM_TEMPLATES = {
     "wulewule": prompts.WULEWULE_SYSTEM,
     "wulewule_en": prompts.WULEWULE_SYSTEM_EN,
 }
+DATASET_BUILDERS = {"build_wulewule_dataset": "xtuner_wulewule.dataset.build:build_wulewule_dataset"}  # XTuner's BUILDER too
 # registry of mmengine -> {name: "module:object"}; these modules import mmengine and torch, never xtuner, at module level
 MMENGINE_REGISTRIES = {
+    "DATASETS": DATASET_BUILDERS,
+    "FUNCTIONS": {"wulewule_collate_fn": "xtuner_wulewule.dataset.build:wulewule_collate_fn"},
     "DATA_SAMPLERS": {"NoShuffleSampler": "xtuner_wulewule.dataset.samplers:NoShuffleSampler"},
     "HOOKS": {
         "AccumulativeCountsHook": "xtuner_wulewule.engine.hooks:AccumulativeCountsHook",
@@ -72,6 +75,7 @@ def add_to_registries(module):
     mmengine = import_module("mmengine.registry")
     for registry, table in MMENGINE_REGISTRIES.items():
         _register(getattr(mmengine, registry), table)
+    _register(module.BUILDER, DATASET_BUILDERS)
     compat.allow_mmengine_checkpoints()
     compat.set_up_cpu_processes()
     compat.end_with_launcher()

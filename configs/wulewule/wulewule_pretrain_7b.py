@@ -15,11 +15,9 @@ from peft import LoraConfig
 from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from xtuner.dataset import process_hf_dataset
-from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.engine.hooks import DatasetInfoHook, ThroughputHook
 from xtuner.engine.runner import TrainLoop
-from xtuner_wulewule.dataset.loader import load_wulewule_dataset
+from xtuner_wulewule.dataset.build import build_wulewule_dataset, wulewule_collate_fn
 from xtuner_wulewule.dataset.map_fns import wulewule_pretrain_map_fn
 from xtuner_wulewule.dataset.samplers import NoShuffleSampler
 from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
@@ -39,8 +37,6 @@ dtype = __import__("xtuner_wulewule.device", fromlist=["_"]).four_bit_dtype()  #
 data_dir = __import__("xtuner_wulewule.paths", fromlist=["_"]).data_dir()
 data_files = [f"{data_dir}/heishenghua_pretraining.jsonl"]
 max_length = 2048  # tokens of a packed row
-# few workers: XTuner's packer drops a partial row for each of them
-map_num_proc = __import__("xtuner_wulewule.dataset.loader", fromlist=["_"]).map_num_proc(data_files)
 
 # Scheduler & Optimizer
 batch_size = 4  # packed rows a GPU; the published 16 leaves 5 updates an epoch on the real data, too few to learn from
@@ -98,16 +94,13 @@ model = dict(
 #            PART 3  Dataset & Dataloader  数据                       #
 #######################################################################
 train_dataset = dict(
-    type=process_hf_dataset,
-    dataset=dict(type=load_wulewule_dataset, path="json", data_files=data_files, map_fn=wulewule_pretrain_map_fn),
+    type=build_wulewule_dataset,
+    data_files=data_files,
     tokenizer=tokenizer,
     max_length=max_length,
     dataset_map_fn=wulewule_pretrain_map_fn,
-    remove_unused_columns=True,
-    shuffle_before_pack=False,  # with the sampler below: the texts are learned in their order
-    pack_to_max_length=True,
-    use_varlen_attn=False,
-    map_num_proc=map_num_proc,
+    packing="concat",
+    shuffle=False,  # with the sampler below: the texts are learned in their order
 )
 
 train_dataloader = dict(
@@ -115,7 +108,7 @@ train_dataloader = dict(
     num_workers=0,
     dataset=train_dataset,
     sampler=dict(type=NoShuffleSampler),
-    collate_fn=dict(type=default_collate_fn, use_varlen_attn=False),
+    collate_fn=dict(type=wulewule_collate_fn),
 )
 
 #######################################################################

@@ -16,13 +16,11 @@ from peft import LoraConfig
 from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from xtuner.dataset import process_hf_dataset
-from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.dataset.map_fns import template_map_fn_factory
 from xtuner.engine.hooks import DatasetInfoHook, ThroughputHook
 from xtuner.engine.runner import TrainLoop
 from xtuner.utils import PROMPT_TEMPLATE
-from xtuner_wulewule.dataset.loader import load_wulewule_dataset
+from xtuner_wulewule.dataset.build import build_wulewule_dataset, wulewule_collate_fn
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
 from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
 from xtuner_wulewule.engine.hooks import AccumulativeCountsHook, UpdateBudgetHook
@@ -42,8 +40,6 @@ data_dir = __import__("xtuner_wulewule.paths", fromlist=["_"]).data_dir()
 data_files = [f"{data_dir}/self_cognition_100.jsonl", f"{data_dir}/huixiangdou_conversations.jsonl"]
 prompt_template = PROMPT_TEMPLATE.internlm2_chat
 max_length = 2048  # tokens of a packed row
-# few workers: XTuner's packer drops a partial row for each of them
-map_num_proc = __import__("xtuner_wulewule.dataset.loader", fromlist=["_"]).map_num_proc(data_files)
 
 # Scheduler & Optimizer
 batch_size = 16  # packed rows a GPU; lower it if memory is short
@@ -102,17 +98,14 @@ model = dict(
 #            PART 3  Dataset & Dataloader  数据                       #
 #######################################################################
 train_dataset = dict(
-    type=process_hf_dataset,
-    dataset=dict(type=load_wulewule_dataset, path="json", data_files=data_files, map_fn=wulewule_sft_map_fn),
+    type=build_wulewule_dataset,
+    data_files=data_files,
     tokenizer=tokenizer,
     max_length=max_length,
     dataset_map_fn=wulewule_sft_map_fn,
     template_map_fn=dict(type=template_map_fn_factory, template=prompt_template),
-    remove_unused_columns=True,
-    shuffle_before_pack=True,
-    pack_to_max_length=True,
-    use_varlen_attn=False,
-    map_num_proc=map_num_proc,
+    packing="best_fit",  # no conversation is split; those of a row do not see each other
+    shuffle=True,
 )
 
 train_dataloader = dict(
@@ -120,7 +113,7 @@ train_dataloader = dict(
     num_workers=0,
     dataset=train_dataset,
     sampler=dict(type=DefaultSampler, shuffle=True),
-    collate_fn=dict(type=default_collate_fn, use_varlen_attn=False),
+    collate_fn=dict(type=wulewule_collate_fn),
 )
 
 #######################################################################

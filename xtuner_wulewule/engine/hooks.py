@@ -110,7 +110,8 @@ class UpdateBudgetHook(Hook):
 
 def describe_rows(dataset):
     """Return "R rows, P rows after packing, T tokens" (str) for a data set; what is not known is left out."""
-    parts = [] if loader.rows_loaded is None else [f"{loader.rows_loaded} rows"]
+    rows = getattr(dataset, "rows_read", loader.rows_loaded)
+    parts = [] if rows is None else [f"{rows} rows"]
     parts.append(f"{len(dataset)} rows after packing")
     lengths = getattr(dataset, "length", None)
     if lengths is not None:

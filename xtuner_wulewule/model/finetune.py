@@ -2,6 +2,7 @@
 
 import torch
 from xtuner.model import SupervisedFinetune
+from xtuner.parallel.sequence import get_sequence_parallel_world_size
 from xtuner.utils import device
 
 from xtuner_wulewule import compat
@@ -12,13 +13,16 @@ from xtuner_wulewule.model.hub import find_model
 class WulewuleFinetune(SupervisedFinetune):
     """`SupervisedFinetune`, except that
 
-    * SDPA attention is used where flash-attn is not installed and the config names no attention: XTuner would run InternLM2 eager;
+    * SDPA attention is used where the config names no attention: XTuner would run InternLM2 eager without flash-attn;
+    * documents that share a packed row do not attend to each other: `document_ids` of `wulewule_collate_fn` become a mask, which every
+      model takes that transformers runs with SDPA, on a CPU and on a GPU;
     * a model that can't be found, or a 4-bit model on a machine without a GPU, ends with one clear line.
 
     Args: as for `xtuner.model.SupervisedFinetune`; any config can use it by changing `type`.
 
     Raises:
-        ModelError: the model is neither a folder nor in reach, or needs a GPU that is not there.
+        ModelError: the model is neither a folder nor in reach, or needs a GPU that is not there; or its attention can't keep documents
+            apart.
     """
 
     def __init__(self, *args, **kwargs):
@@ -34,10 +38,47 @@ class WulewuleFinetune(SupervisedFinetune):
                 "torch.cuda.is_available(), or train wulewule_sft_tiny, which runs on a CPU"
             )
         check_model(cfg.pretrained_model_name_or_path)
-        cfg = super()._dispatch_lm_model_cfg(cfg, max_position_embeddings)
         if getattr(cfg, "attn_implementation", None) is None:
             cfg.attn_implementation = "sdpa"
-        return cfg
+        return super()._dispatch_lm_model_cfg(cfg, max_position_embeddings)
+
+    def build_llm_from_cfg(self, llm_cfg, use_varlen_attn, max_position_embeddings):
+        if use_varlen_attn and isinstance(llm_cfg, dict) and llm_cfg.get("attn_implementation") is None:
+            llm_cfg["attn_implementation"] = "flash_attention_2"  # XTuner's own way of keeping documents apart needs it
+        return super().build_llm_from_cfg(llm_cfg, use_varlen_attn, max_position_embeddings)
+
+    def forward(self, data, data_samples=None, mode="loss"):
+        document_ids = data.get("document_ids")
+        if document_ids is not None:
+            implementation = self.llm.config._attn_implementation
+            if implementation not in ("sdpa", "eager"):
+                raise ModelError(
+                    f"model.llm.attn_implementation is {implementation!r}, which would let packed documents attend to each other; remove it "
+                    "(SDPA keeps them apart), or set packing=None in train_dataset"
+                )
+            if get_sequence_parallel_world_size() > 1:
+                raise ModelError("sequence_parallel_size over 1 does not go with packed documents; set packing=None in train_dataset")
+            dtype = self.llm.get_input_embeddings().weight.dtype
+            data = {key: value for key, value in data.items() if key != "document_ids"}
+            data["attention_mask"] = document_mask(document_ids, dtype)
+        return super().forward(data, data_samples, mode)
+
+
+def document_mask(document_ids, dtype):
+    """Return the additive mask of causal attention within documents.
+
+    Args:
+        document_ids (torch.Tensor): of each token the number of its document within the row, shape (batch, tokens).
+        dtype (torch.dtype): that of the hidden states.
+
+    Returns:
+        torch.Tensor: 0 where a token (second to last dimension) sees another one (last), else the lowest number, shape
+        (batch, 1, tokens, tokens).
+    """
+    tokens = document_ids.shape[1]
+    hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=document_ids.device).triu(1)
+    hidden = hidden | (document_ids[:, None, :, None] != document_ids[:, None, None, :])
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
 
 
 def _has_npu():

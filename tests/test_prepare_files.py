@@ -1,0 +1,185 @@
+"""`wulewule data pretrain`, `identity` without a server, and `convert`."""
+
+import json
+import re
+
+import pytest
+from commands import WULEWULE, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xtuner_wulewule.dataset.loader import load_wulewule_dataset
+from xtuner_wulewule.dataset.map_fns import wulewule_pretrain_map_fn, wulewule_sft_map_fn
+from xtuner_wulewule.dataset.prepare.chunks import find_files, inspect, split
+from xtuner_wulewule.dataset.prepare.formats import FORMATS, convert_row
+from xtuner_wulewule.dataset.prepare.identity import make_pairs
+from xtuner_wulewule.dataset.prepare.part_file import PartFile
+from xtuner_wulewule.errors import DataError, SettingsError
+
+TEXT = "第一段。他说：“走吧。”\n\nIt is 3.14 m, e.g. this one. See https://a.b/c?d=e.f now! Dr. Sun came.\n第二段！"
+PIECES = st.sampled_from(
+    ["石猴", "。", "”", "\n", " ", "\n\n", "　", "3.14", "e.g. ", "Word", ". ", "! ", "https://a.b/c?d=e", "，", "…", "🐒", "x" * 40]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PIECES, max_size=80).map("".join), st.integers(16, 60), st.integers(1, 50), st.integers(0, 30))
+def test_split_loses_nothing_but_white_space(text, size, block, overlap):
+    blocks = [text[start : start + block] for start in range(0, len(text), block)]
+    chunks = list(split(blocks, size))
+    assert "".join("".join(chunks).split()) == "".join(text.split())
+    assert all(0 < len(chunk) <= size and chunk == chunk.strip() for chunk in chunks)
+    assert chunks == list(split([text], size))
+    position = 0
+    for chunk in split(blocks, size, min(overlap, size // 2)):
+        limit = position + len(text[position:]) - len(text[position:].lstrip())
+        begin = text.rfind(chunk, 0, limit + len(chunk))  # the last place that leaves no gap
+        assert len(chunk) <= size and begin >= 0
+        position = max(position, begin + len(chunk))
+    assert not text[position:].strip()
+
+
+def test_split_ends_where_sentences_end():
+    assert list(split([TEXT], 30)) == [
+        "第一段。他说：“走吧。”",
+        "It is 3.14 m, e.g. this one.",
+        "See https://a.b/c?d=e.f now!",
+        "Dr. Sun came.\n第二段！",
+    ]
+    assert list(split(["一二三四五六七。八九十甲乙丙丁。戊己庚辛壬癸子。"], 16, 8))[1] == "八九十甲乙丙丁。戊己庚辛壬癸子。"
+
+
+def test_encodings_are_told_apart(tmp_path):
+    for name, expected in {"utf-8": "utf-8-sig", "utf-8-sig": "utf-8-sig", "utf-16": "utf-16", "gb18030": "gb18030"}.items():
+        (tmp_path / name).write_bytes(("孙悟空说" * 400_000).encode(name))
+        assert inspect(tmp_path / name)[0] == expected
+    cases = {
+        b"caf\xe9te\xe9te": "byte 3 ",
+        b"\xff\xfea\xd8b": "byte",
+        "悟空".encode("utf-16-le"): "",
+        b"ab\0c": "byte 2 is zero",
+        b"\xe6\x82\x9f\xff": "byte",
+    }
+    for data, message in cases.items():
+        (tmp_path / "bad").write_bytes(data)
+        try:
+            found = inspect(tmp_path / "bad")[0]
+        except DataError as error:
+            assert re.match(rf"{re.escape(str(tmp_path / 'bad'))}: {message}", str(error))
+        else:
+            assert not message, (data, found)  # without a mark, some UTF-16 cannot be told from GB18030
+
+
+def test_pretrain_reads_folders_in_order_and_training_accepts_it(tmp_path):
+    (tmp_path / "txt" / "b").mkdir(parents=True)
+    for name, encoding in {"10.txt": "utf-8", "2.TXT": "gb18030", "b/1.md": "utf-16"}.items():
+        (tmp_path / "txt" / name).write_bytes((f"这是文件{name}的内容。\r\n" * 5).encode(encoding))
+    (tmp_path / "txt" / "empty.txt").touch()
+    command = [WULEWULE, "data", "pretrain", "txt", "--out", "new/o.jsonl"]
+    result = run([*command, "--chunk-size", 40], tmp_path)
+    assert (
+        result.returncode == 0
+        and "4 files (1 GB18030, 1 UTF-16, 2 UTF-8)" in result.stdout
+        and "empty.txt: there is no text" in result.stderr
+    )
+    texts = load_wulewule_dataset("json", str(tmp_path / "new/o.jsonl"), wulewule_pretrain_map_fn)
+    text = "".join(row["conversation"][0]["output"] for row in texts)
+    assert text.replace("\n", "") == "".join(f"这是文件{name}的内容。" * 5 for name in ("2.TXT", "10.txt", "b/1.md"))
+    again = run(command, tmp_path)
+    assert again.returncode == 1 and "exists and was left as it is" in again.stderr
+    (tmp_path / "txt" / "bad.txt").write_bytes(b"\xff")
+    bad = run([*command, "--overwrite"], tmp_path)
+    assert bad.returncode == 1 and "bad.txt: byte 0" in bad.stderr and bad.stderr.count("\n") == 1
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["o.jsonl"]
+
+
+def test_part_file_goes_on_after_any_cut_and_notices_changes(tmp_path):
+    out = tmp_path / "o.jsonl"
+    with PartFile(out, {"size": 1}) as part:
+        for key in "abc":
+            part.add(key, [{"text": key}])
+    state, text = (tmp_path / "o.jsonl.part.state").read_bytes(), (tmp_path / "o.jsonl.part").read_bytes()
+    for cut in range(len(state) + 1):
+        (tmp_path / "o.jsonl.part.state").write_bytes(state[:cut])
+        (tmp_path / "o.jsonl.part").write_bytes(text + b'{"te')
+        with PartFile(out, {"size": 1}, overwrite=True) as part:
+            for key in "abXd":
+                if not part.skip(key):
+                    part.add(key, [{"text": key}])
+            part.finish()
+        assert out.read_text() == "".join(f'{{"text": "{key}"}}\n' for key in "abXd")
+        assert [path.name for path in tmp_path.iterdir()] == ["o.jsonl"]
+    out.unlink()
+    with PartFile(out, {"size": 1}) as part:
+        part.add("a", [{"text": "a"}])
+        with pytest.raises(SettingsError, match="another process"):
+            PartFile(out, {"size": 1})
+    with pytest.raises(SettingsError, match=r"other settings \(size \(1 -> 2\)\)"):
+        PartFile(out, {"size": 2})
+
+
+def test_natural_order(tmp_path):
+    for name in ("10.txt", "9.txt", "a.txt"):
+        (tmp_path / name).touch()
+    assert [file.name for file in find_files(tmp_path, "*.txt")] == ["9.txt", "10.txt", "a.txt"]
+    with pytest.raises(DataError, match="no file matches"):
+        find_files(tmp_path, "*.csv")
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_identity_questions_are_many_and_answers_name_the_assistant(language):
+    pairs = make_pairs("小{悟}", "张三", [language])
+    assert len({question for question, _ in pairs}) == len(pairs) >= 60
+    assert len({answer for _, answer in pairs}) >= 25
+    more = make_pairs("小{悟}", "张三", [language], 300, seed=3)
+    assert len(set(more)) == 300 and more == make_pairs("小{悟}", "张三", [language], 300, seed=3) != make_pairs(
+        "小{悟}", "张三", [language], 300
+    )
+    assert all("小{悟}" in answer and "{name}" not in question + answer for question, answer in more)
+    with pytest.raises(SettingsError, match="different rows"):
+        make_pairs("a", "b", [language], 10_000)
+
+
+def test_identity_is_accepted_by_training(tmp_path):
+    command = [WULEWULE, "data", "identity", "--name", "悟了悟了", "--author", "xzyun2011", "--out", "o.jsonl", "--lang", "zh,en"]
+    assert run(command, tmp_path).returncode == 0
+    assert len(load_wulewule_dataset("json", str(tmp_path / "o.jsonl"), wulewule_sft_map_fn)) >= 120
+
+
+FILLED = st.text(min_size=1, max_size=8).filter(str.strip)
+CONVERSATIONS = st.tuples(st.none() | FILLED, st.lists(st.tuples(FILLED, FILLED), min_size=1, max_size=3))
+
+
+@pytest.mark.parametrize("target", FORMATS)
+@settings(max_examples=60, deadline=None)
+@given(CONVERSATIONS)
+def test_conversion_there_and_back_is_equal(target, conversation):
+    system, turns = conversation
+    turns = [{"input": question, "output": answer} for question, answer in turns]
+    row = {"id": 7, "conversation": [{**({"system": system} if system else {}), **turns[0]}, *turns[1:]]}
+    there = convert_row(row, "wulewule", target)
+    assert convert_row(there, target, "wulewule") == row
+    assert convert_row(convert_row(there, target, "sharegpt"), "sharegpt", target) == there
+
+
+def test_what_cannot_be_converted_is_named_with_its_line(tmp_path):
+    user, assistant = {"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}
+    bad = [
+        [user, user, assistant],
+        [user, {**assistant, "tool_calls": [{}]}],
+        [user, {"role": "tool", "content": "x"}],
+        [{"role": "user", "content": [{"type": "image_url"}]}, assistant],
+        [user],
+    ]
+    lines = [{"messages": [user, assistant]}, *({"messages": messages} for messages in bad)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [WULEWULE, "data", "convert", "a.jsonl", "--from", "openai", "--to", "alpaca", "--out", "o.jsonl"]
+    result = run(command, tmp_path)
+    assert result.returncode == 1 and re.findall(r"a\.jsonl:(\d):", result.stderr) == ["2", "3", "4", "5", "6"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    (tmp_path / "a.jsonl").write_text(json.dumps(lines[0]))
+    assert run(command, tmp_path).returncode == 0
+    assert json.loads((tmp_path / "o.jsonl").read_text()) == {"instruction": "问", "input": "", "output": "答"}
+    with pytest.raises(DataError, match="the row has tools"):
+        convert_row({"messages": [user, assistant], "tools": [1]}, "openai", "wulewule")
+    assert convert_row({"instruction": "译", "input": "x", "output": "y"}, "alpaca", "wulewule")["conversation"][0]["input"] == "译\nx"

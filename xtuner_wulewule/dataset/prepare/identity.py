@@ -1,0 +1,207 @@
+"""Conversations about who the assistant is: from templates, and put in other words by an OpenAI-compatible server."""
+
+import json
+import os
+import random
+
+from xtuner_wulewule.dataset.prepare.calls import Calls, Failed, Unreachable, ask_each, check_address, is_local, retry_after
+from xtuner_wulewule.dataset.prepare.identity_texts import ANSWERS, OTHERS, QUESTIONS
+from xtuner_wulewule.dataset.prepare.part_file import PartFile, progress
+from xtuner_wulewule.errors import SettingsError
+from xtuner_wulewule.prompts import WULEWULE_SYSTEM
+
+LONGEST_TEXT = 2000  # characters; a longer one is not an answer to who one is
+INSTRUCTIONS = (
+    "You put a question to an assistant and its answer in other words. Keep the language, the meaning, and every proper name exactly as "
+    'written; add no facts. Reply with one JSON object and nothing else: {"question": "...", "answer": "..."}'
+)
+
+
+def make_pairs(name, author, languages, number=None, seed=0):
+    """Return questions with answers (list[tuple[str, str]]) made from the templates, no two alike.
+
+    Args:
+        name (str): name of the assistant.
+        author (str): who made it.
+        languages (list[str]): "zh", "en" or both; each gets its share.
+        number (int, optional): how many; defaults to each question once.
+        seed (int): which answers, and the order.
+
+    Raises:
+        SettingsError: there are not as many pairs.
+    """
+    chance = random.Random(seed)
+    pairs = []
+    for position, language in enumerate(languages):
+        rounds = _rounds(name, author, language, chance)
+        share = len(rounds[0]) if number is None else (number + len(languages) - 1 - position) // len(languages)
+        available = [pair for one in rounds for pair in one]
+        if share > len(available):
+            raise SettingsError(f"--number {number}: the templates have {len(available)} different rows in {language}; give less")
+        pairs += available[:share]
+    chance.shuffle(pairs)
+    return pairs
+
+
+def _rounds(name, author, language, chance):
+    """Return lists of (question, answer): in the first each question once, in the next each with another answer, and so on."""
+
+    def fill(text, other=""):
+        # one pass, so that a name may hold braces
+        pieces = {"{name}": name, "{author}": author, "{other}": other}
+        for key in pieces:
+            text = text.replace(key, f"\0{key}\0")
+        return "".join(pieces.get(piece, piece) for piece in text.split("\0"))
+
+    asked = {}  # two templates may give one question
+    for topic, questions in QUESTIONS[language].items():
+        for question in questions:
+            for other in OTHERS if topic == "other" else ("",):
+                if other.lower() != name.lower():
+                    asked.setdefault(fill(question, other), topic)
+    found: list[list[tuple[str, str]]] = []
+    for question, topic in asked.items():
+        answers = list(dict.fromkeys(fill(answer) for answer in ANSWERS[language][topic]))
+        chance.shuffle(answers)
+        for turn, answer in enumerate(answers):
+            if turn == len(found):
+                found.append([])
+            found[turn].append((question, answer))
+    for one in found:
+        chance.shuffle(one)
+    return found
+
+
+class Rephraser:
+    """Puts texts in other words with an OpenAI-compatible server; the key is that of the environment.
+
+    Args:
+        address (str): for example http://127.0.0.1:8000/v1.
+        model (str): the server's name of the model.
+        names (list[str]): names that must be kept where they occur.
+        timeout (float): seconds to wait for an answer.
+    """
+
+    def __init__(self, address, model, names, timeout):
+        if not 0 < timeout < float("inf"):
+            raise SettingsError(f"--timeout {timeout}: give a positive number of seconds")
+        self.address, self.model, self.names = check_address(address, "--api-base"), model, names
+        try:
+            import openai
+        except ImportError:
+            raise SettingsError("--api-base needs the openai client: pip install 'xtuner-wulewule[api]'") from None
+        self._key = os.environ.get("OPENAI_API_KEY") or "none"  # a local server may want none
+        try:
+            http = openai.DefaultHttpxClient(trust_env=not is_local(self.address))
+            self.client = openai.OpenAI(api_key=self._key, base_url=self.address, max_retries=0, timeout=timeout, http_client=http)
+        except Exception as error:  # whatever it is, its message might quote the key
+            raise SettingsError(f"--api-base {self.address}: the openai client does not start ({type(error).__name__})") from None
+
+    def ask(self, question, answer):
+        """Return a question and its answer (tuple[str, str]) in other words; raise Failed where the reply is of no use."""
+        import openai
+
+        task = json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
+        messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": task}]
+        try:
+            reply = self.client.chat.completions.create(model=self.model, messages=messages)
+            text = reply.choices[0].message.content
+        except openai.APITimeoutError:
+            raise Failed("no answer in time") from None
+        except openai.APIStatusError as error:
+            raise _of_status(error) from None
+        except openai.APIConnectionError as error:
+            if type(error.__cause__).__name__ == "ConnectError":
+                raise Unreachable("cannot be reached") from None
+            raise Failed("the connection broke") from None
+        except Exception as error:  # a truncated or odd reply breaks the client in many ways, and its message might quote the key
+            raise Failed(f"the reply is broken ({type(error).__name__})") from None
+        return self.parse(text, question, answer)
+
+    def parse(self, text, question, answer):
+        """Return the question and the answer in a reply (tuple[str, str]); raise Failed where they are not what was asked for."""
+        if not isinstance(text, str):
+            raise Failed("the reply has no text")
+        try:
+            found = json.loads(text[text.find("{") : text.rfind("}") + 1])
+            texts = [found[key].strip() for key in ("question", "answer")]
+            "".join(texts).encode()
+        except (ValueError, RecursionError):
+            raise Failed("the reply is not JSON") from None
+        except (KeyError, TypeError, AttributeError):
+            raise Failed('the reply is not {"question": string, "answer": string}') from None
+        for what, new, old in zip(("question", "answer"), texts, (question, answer), strict=True):
+            if not new or len(new) > LONGEST_TEXT:
+                raise Failed(f"the {what} is {'too long' if new else 'empty'}")
+            lost = [name for name in self.names if name in old and name not in new]
+            if lost:
+                raise Failed(f"the {what} has lost the name {lost[0]}")
+            if self._key != "none" and self._key in new:
+                raise Failed(f"the {what} holds a secret")
+        if any(other.lower() in texts[1].lower() for other in OTHERS if other not in self.names):
+            raise Failed("the answer names another assistant")
+        return texts[0], texts[1]
+
+
+def _of_status(error):
+    """Return what a reply with an error status means; its text is not repeated, since it may quote the key."""
+    status = error.status_code
+    if status in (401, 403):
+        return Unreachable(f"HTTP status {status}: the key in OPENAI_API_KEY is missing or not accepted")
+    if status in (404, 405):
+        return Unreachable(f"HTTP status {status}: no such model (--model), or the address lacks its end, often /v1")
+    return Failed(f"HTTP status {status}", retry_after(error.response.headers.get("Retry-After")))
+
+
+def system_prompt(name, author):
+    """Return the system prompt of the package (str) with this name and author in it."""
+    return WULEWULE_SYSTEM.replace("悟了悟了", name, 1).replace("xzyun2011", author, 1)
+
+
+def prepare(args):
+    """Make identity conversations.
+
+    Args:
+        args (argparse.Namespace): the options of `wulewule data identity`.
+
+    Returns:
+        dict: rows, system, and kept, the notes (list[dict]) of rows that keep the words of their template.
+
+    Raises:
+        SettingsError: a setting makes no sense, or the server cannot be reached.
+    """
+    name, author = args.name.strip(), args.author.strip()
+    languages = list(dict.fromkeys(language.strip() for language in args.lang.split(",")))
+    if not name or not author:
+        raise SettingsError(f"--{'author' if name else 'name'} is empty")
+    if not set(languages) <= set(QUESTIONS):
+        raise SettingsError(f"--lang {args.lang}: give zh,en or one of them")
+    if args.number is not None and args.number < 1:
+        raise SettingsError(f"--number {args.number}: at least 1")
+    if bool(args.api_base) != bool(args.model):
+        raise SettingsError("--api-base and --model belong together; give both or none")
+    system = system_prompt(name, author) if args.system is None else args.system
+    pairs = make_pairs(name, author, languages, args.number, args.seed)
+    calls = Calls(args.retries, args.requests_per_minute)
+    rephraser = Rephraser(args.api_base, args.model, [name, author], args.timeout) if args.api_base else None
+    settings = {"made by": "data identity", "system": system, "api-base": args.api_base, "model": args.model}
+
+    def ask(calls, item):
+        number, pair = item
+        note = None
+        if rephraser is not None:
+            try:
+                pair = calls(lambda: rephraser.ask(*pair))
+            except Unreachable:
+                raise
+            except Failed as error:
+                note = {"row": number, "reason": str(error), "failed": True}
+        turn = {"input": pair[0], "output": pair[1]}
+        return [{"conversation": [{"system": system, **turn} if system else turn]}], note
+
+    items = [(json.dumps([number, *pair], ensure_ascii=False), f"row {number}", (number, pair)) for number, pair in enumerate(pairs, 1)]
+    with PartFile(args.out, settings, args.overwrite) as part, progress(len(items), "writing", "rows") as advance:
+        ask_each(part, items, ask, calls, advance, f"--api-base {args.api_base}")
+        result = {"rows": part.rows(), "system": system, "kept": part.notes()}
+        part.finish()
+    return result
