@@ -38,7 +38,7 @@ def test_guide_and_design_hold(config):
         assert quantization.load_in_4bit and quantization.bnb_4bit_quant_type == "nf4" and quantization.bnb_4bit_use_double_quant
         assert cfg.max_epochs < 10
     if "pretrain" in name:
-        assert cfg.train_dataset.shuffle_before_pack is False
+        assert cfg.train_dataset.shuffle is False and cfg.train_dataset.packing == "concat"
         assert "NoShuffleSampler" in str(cfg.train_dataloader.sampler.type)
     else:
         assert prompts.WULEWULE_SYSTEM == cfg.SYSTEM

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from xtuner_wulewule.dataset import loader
-from xtuner_wulewule.dataset.loader import load_wulewule_dataset, map_num_proc
+from xtuner_wulewule.dataset.loader import load_wulewule_dataset
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
 from xtuner_wulewule.errors import DataError
 
@@ -81,11 +81,3 @@ def test_files_that_cannot_be_used(tmp_path):
         load_wulewule_dataset("json", write(tmp_path / "d.json", '[{"text": "一"},'))
     with pytest.raises(DataError, match="path is 'csv'"):
         load_wulewule_dataset("csv", "a.csv")
-
-
-def test_small_data_gets_one_worker(tmp_path, monkeypatch):
-    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda _: set(range(8)))
-    file = write(tmp_path / "a.jsonl", "x" * 100)
-    assert map_num_proc([file, str(tmp_path / "gone")]) is None
-    assert map_num_proc([file], bytes_per_worker=40) == 2
-    assert map_num_proc([file], bytes_per_worker=1) == 8

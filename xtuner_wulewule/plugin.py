@@ -21,7 +21,8 @@ SYSTEM_TEMPLATES = {
     "wulewule": prompts.WULEWULE_SYSTEM,
     "wulewule_en": prompts.WULEWULE_SYSTEM_EN,
 }
-DATASET_BUILDERS = {"build_wulewule_dataset": "xtuner_wulewule.dataset.build:build_wulewule_dataset"}  # XTuner's BUILDER too
+# mmengine's DATASETS and XTuner's BUILDER
+DATASET_BUILDERS = {"build_wulewule_dataset": "xtuner_wulewule.dataset.build:build_wulewule_dataset"}
 # registry of mmengine -> {name: "module:object"}; these modules import mmengine and torch, never xtuner, at module level
 MMENGINE_REGISTRIES = {
     "DATASETS": DATASET_BUILDERS,

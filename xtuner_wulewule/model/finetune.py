@@ -53,7 +53,7 @@ class WulewuleFinetune(SupervisedFinetune):
             implementation = self.llm.config._attn_implementation
             if implementation not in ("sdpa", "eager"):
                 raise ModelError(
-                    f"model.llm.attn_implementation is {implementation!r}, which would let packed documents attend to each other; remove it "
+                    f"model.llm.attn_implementation is {implementation!r}, which lets packed documents see each other; remove it "
                     "(SDPA keeps them apart), or set packing=None in train_dataset"
                 )
             if get_sequence_parallel_world_size() > 1:
