@@ -19,7 +19,7 @@ from xtuner.utils import PROMPT_TEMPLATE
 from xtuner_wulewule import paths
 from xtuner_wulewule.dataset import packing
 from xtuner_wulewule.dataset.build import KEPT_STORES, NOTHING_TRAINED, build_wulewule_dataset, wulewule_collate_fn
-from xtuner_wulewule.dataset.encode import Encoder, Pieces, Tokenize
+from xtuner_wulewule.dataset.encode import Encoder, Pieces, Tokenize, segments
 from xtuner_wulewule.dataset.map_fns import wulewule_pretrain_map_fn, wulewule_sft_map_fn
 from xtuner_wulewule.errors import DataError, ModelError, SettingsError
 from xtuner_wulewule.model.finetune import WulewuleFinetune, document_mask
@@ -120,12 +120,9 @@ def conversations(count):
         yield {"conversation": turns}
 
 
-def ours(encoder, rows):
-    tokens, lengths = encoder.assemble(rows, encoder.tokenize(encoder.texts(rows)))
-    return [
-        dict(input_ids=np.where(row < 0, ~row, row).tolist(), labels=np.where(row < 0, -100, row).tolist())
-        for row in np.split(tokens, np.cumsum(lengths))[:-1]
-    ]
+def ours(encoder, conversations):
+    rows = encoder([segments(turns) for turns in conversations])
+    return [dict(input_ids=np.where(row < 0, ~row, row).tolist(), labels=np.where(row < 0, -100, row).tolist()) for row in rows]
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "whole_text_tokenizer"])
@@ -167,6 +164,14 @@ def test_best_fit_needs_few_rows(lengths):
     rows = len(packing.best_fit(np.array(lengths, dtype=np.int64), 100)[3]) - 1
     assert rows <= 11 / 9 * -(-sum(lengths) // 100) + len([length for length in lengths if length > 50]) + 1
     assert rows >= -(-sum(lengths) // 100)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows"),
+    [([10], 1), ([10, 10], 2), ([6, 4, 5, 5], 2), ([7, 6, 3, 4], 2), ([5, 5, 5], 2), ([3, 3, 3, 1], 1), ([25, 5], 3), ([], 0)],
+)
+def test_best_fit_fills_the_smallest_space(lengths, rows):
+    assert len(packing.best_fit(np.array(lengths, dtype=np.int64), 10)[3]) - 1 == rows
 
 
 def test_blocks_of_best_fit_lose_nothing(monkeypatch):

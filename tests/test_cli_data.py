@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,9 @@ from xtuner.dataset.utils import encode_fn
 from xtuner.utils import PROMPT_TEMPLATE
 
 from xtuner_wulewule import cli
-from xtuner_wulewule.cli.data_stats import best_fit
+from xtuner_wulewule.dataset.encode import Encoder
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
-from xtuner_wulewule.dataset.tokens import Lengths, encode, load_tokenizer, segments
+from xtuner_wulewule.dataset.tokens import Lengths, load_tokenizer, templated
 from xtuner_wulewule.dataset.validation import data_files, mapped_rows
 from xtuner_wulewule.model.tiny import tiny_model
 
@@ -115,10 +114,10 @@ def test_ids_and_labels_are_those_of_xtuner(max_length, model):
     lengths = Lengths(tokenizer, max_length)
     for file in data_files([DATA]):
         rows = [(kind, row) for _, row, kind, _ in mapped_rows(file)]
-        encoded = encode([segments(row["conversation"], kind) for kind, row in rows], tokenizer)
-        for (kind, row), parts, length in zip(rows, encoded, lengths(rows), strict=True):
-            ids = [token for part, _ in parts for token in part]
-            labels = [token if trained else IGNORED for part, trained in parts for token in part]
+        encoded = Encoder(tokenizer)([templated(row["conversation"], kind) for kind, row in rows])
+        for (kind, row), tokens, length in zip(rows, encoded, lengths(rows), strict=True):
+            ids = [token if token >= 0 else ~token for token in tokens.tolist()]
+            labels = [token if token >= 0 else IGNORED for token in tokens.tolist()]
             if kind == "tuning":
                 row = template_map_fn({"conversation": [dict(turn) for turn in row["conversation"]]}, PROMPT_TEMPLATE.internlm2_chat)
             theirs = encode_fn(row, tokenizer, max_length)
@@ -161,13 +160,6 @@ def test_stats_leaves_out_what_is_wrong(tmp_path, capsys):
     assert data("stats", write(tmp_path / "a.jsonl", GOOD, {"conversation": []})) == 0
     assert "left out: 1 rows" in capsys.readouterr().out
     assert data("stats", write(tmp_path / "b.jsonl", {"conversation": []})) == 1
-
-
-@pytest.mark.parametrize(
-    ("lengths", "rows"), [([10], 1), ([10, 10], 2), ([6, 4, 5, 5], 2), ([7, 6, 3, 4], 2), ([5, 5, 5], 2), ([3, 3, 3, 1], 1), ([], 0)]
-)
-def test_best_fit(lengths, rows):
-    assert best_fit(Counter(lengths), 10) == rows
 
 
 def test_preview_marks_what_is_trained(model, tmp_path, capsys):

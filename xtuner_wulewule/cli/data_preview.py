@@ -27,7 +27,7 @@ def run(args):
     """Print the rows; return exit status 0, or raise DataError at a row that is wrong."""
     from rich.console import Console
 
-    from xtuner_wulewule.dataset.tokens import load_tokenizer, segments
+    from xtuner_wulewule.dataset.tokens import load_tokenizer, templated
     from xtuner_wulewule.dataset.validation import data_files, mapped_rows
 
     files = data_files(args.files)
@@ -37,7 +37,7 @@ def run(args):
         for where, row, kind, problem in islice(mapped_rows(file), args.rows):
             if problem is not None:
                 raise DataError(f"{where}: {problem}")
-            parts = segments(row["conversation"], kind)
+            parts = templated(row["conversation"], kind)
             console.print(f"{where}  {kind}", style="bold", markup=False)
             for text, style in marked(parts, tokenizer, args.max_length):
                 if style == "trained" and not console.color_system:
@@ -54,14 +54,15 @@ STYLES = {"trained": "bold green", "cut": "strike red"}
 
 def marked(parts, tokenizer, max_length):
     """Return [(text, "trained", "" or "cut")] of the `segments` of a row; without a tokenizer nothing is cut."""
-    from xtuner_wulewule.dataset.tokens import BOS, EOS, encode
+    from xtuner_wulewule.dataset.encode import BOS, EOS, Encoder
 
     if tokenizer is None:
         names = {BOS: "<BOS>", EOS: "<EOS>"}
         shown = [(names.get(text, text), "trained" if trained else "") for text, trained in parts]
     else:
         shown, room = [], max_length
-        for ids, trained in encode([parts], tokenizer)[0]:
+        for (_, trained), ids in zip(parts, Encoder(tokenizer)([[part] for part in parts]), strict=True):
+            ids = [token if token >= 0 else ~token for token in ids.tolist()]
             kept, cut = ids[:room], ids[room:]
             room -= len(kept)
             shown += [(tokenizer.decode(kept), "trained" if trained else "")] if kept else []

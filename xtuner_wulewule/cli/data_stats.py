@@ -47,13 +47,12 @@ def add_parser(commands):
 
 @dataclass
 class Counts:
-    """What was counted of the rows of one kind; `tokens` is {tokens of a row: rows}, `trained` and `lost` are tokens."""
+    """What was counted of the rows of one kind; `tokens` is {tokens of a row: rows}, `trained` are tokens."""
 
     rows: int = 0
     turns: int = 0
     characters: int = 0
     trained: int = 0
-    lost: int = 0
     tokens: Counter = field(default_factory=Counter)
 
 
@@ -95,8 +94,7 @@ def count(files, lengths, progress=None):
     def measure():
         for (kind, _), length in zip(waiting, lengths(waiting), strict=True):
             counts[kind].tokens[length.tokens] += 1
-            counts[kind].trained += length.trained - length.lost_trained
-            counts[kind].lost += length.lost
+            counts[kind].trained += length.trained
         waiting.clear()
 
     for file in files:
@@ -120,18 +118,21 @@ def count(files, lengths, progress=None):
 
 def print_training(kind, found, args):
     """Print tokens, packing, iterations, memory and time of the rows of one kind."""
+    import numpy as np
+
+    from xtuner_wulewule.dataset.packing import MODES
     from xtuner_wulewule.recipe.resources import GIB, shapes, training_memory
 
-    kept = Counter()
-    for tokens, rows in found.tokens.items():
-        kept[min(tokens, args.max_length)] += rows
-    total = sum(tokens * rows for tokens, rows in kept.items())
+    lengths = np.repeat(list(found.tokens), list(found.tokens.values()))
+    total = int(lengths.sum())
     print(f"  tokens: {total:,} with the template, {found.trained:,} of them trained; {total / found.rows:.0f} a row", end="")
-    print(f", the longest {max(found.tokens):,}; {found.lost:,} cut off by --max-length {args.max_length}")
+    longer = int((lengths > args.max_length).sum())
+    print(f", the longest {max(found.tokens):,}; {longer:,} rows longer than --max-length {args.max_length} are split")
     for line in histogram(found.tokens):
         print(f"    {line}")
     batch, epochs = args.batch_size or BATCH[kind], args.epochs or EPOCHS[kind]
-    for name, packed in (("concat", math.ceil(total / args.max_length)), ("best_fit", best_fit(kept, args.max_length))):
+    for name in ("concat", "best_fit"):
+        packed = len(MODES[name](lengths, args.max_length)[3]) - 1
         iterations = math.ceil(packed / (batch * args.gpus)) * epochs
         seconds = iterations * batch * args.max_length / args.tokens_per_second
         print(f"  packed {name}: {packed:,} rows of {args.max_length}, {total / (packed * args.max_length):.1%} full; ", end="")
@@ -151,28 +152,6 @@ def duration(seconds):
     """Return a time as text."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
-
-
-def best_fit(lengths, size):
-    """Return into how many rows of `size` tokens the rows fit whole, the longest first, each where the least room is left.
-
-    Args:
-        lengths (Counter): {tokens: rows}, none longer than `size`.
-        size (int): tokens of a packed row.
-    """
-    packed, rooms, mask = 0, Counter(), 0  # bit r of the mask: there is a packed row with room for r tokens
-    for tokens in sorted(lengths, reverse=True):
-        for _ in range(lengths[tokens]):
-            fitting = mask >> tokens
-            room = tokens + (fitting & -fitting).bit_length() - 1 if fitting else size
-            if fitting:
-                rooms[room] -= 1
-                mask ^= 0 if rooms[room] else 1 << room
-            else:
-                packed += 1
-            rooms[room - tokens] += 1
-            mask |= 1 << (room - tokens)
-    return packed
 
 
 def histogram(tokens):

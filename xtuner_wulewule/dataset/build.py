@@ -13,7 +13,7 @@ import torch
 
 from xtuner_wulewule import __version__, paths
 from xtuner_wulewule.dataset import store as stores
-from xtuner_wulewule.dataset.encode import Encoder
+from xtuner_wulewule.dataset.encode import Encoder, segments
 from xtuner_wulewule.dataset.loader import check_files, checker_of, conclude
 from xtuner_wulewule.dataset.packing import MODES
 from xtuner_wulewule.errors import DataError, SettingsError
@@ -257,7 +257,7 @@ def _batches(files, encoder, map_fn, template):
     checker = checker_of(map_fn)
     with ThreadPoolExecutor(1) as background:  # a tokenizer works without Python's lock, while the next batch is read
         waiting = None
-        for batch in _conversations(files, checker, template):
+        for batch in _rows(files, checker, template):
             begun = (*batch, background.submit(encoder.tokenize, encoder.texts(batch[1])))
             if waiting is not None:
                 yield _encoded(encoder, ledger, *waiting)
@@ -268,9 +268,9 @@ def _batches(files, encoder, map_fn, template):
     yield ledger
 
 
-def _conversations(files, checker, template):
-    """Yield ([place], [conversation]) of about BATCH_CHARACTERS, until an error is found: after that rows are only checked."""
-    places, conversations, size = [], [], 0
+def _rows(files, checker, template):
+    """Yield ([place], [segments]) of about BATCH_CHARACTERS, until an error is found: after that rows are only checked."""
+    places, rows, size = [], [], 0
     with data_progress(files) as progress:
         for file in files:
             for row in checker.rows(file, progress(file)):
@@ -278,13 +278,13 @@ def _conversations(files, checker, template):
                     continue
                 turns = (template(row) if template is not None else row)["conversation"]
                 places.append(f"{file}:{checker.line}")
-                conversations.append(turns)
+                rows.append(segments(turns))
                 size += sum(len(turn["input"]) + len(turn["output"]) for turn in turns)
                 if size >= BATCH_CHARACTERS:
-                    yield places, conversations
-                    places, conversations, size = [], [], 0
+                    yield places, rows
+                    places, rows, size = [], [], 0
     if places:
-        yield places, conversations
+        yield places, rows
 
 
 @contextmanager
@@ -318,8 +318,8 @@ def data_progress(files):
     yield lambda file: lambda done: tell(before[file] + done)
 
 
-def _encoded(encoder, ledger, places, conversations, tokenised):
-    tokens, lengths = encoder.assemble(conversations, tokenised.result())
+def _encoded(encoder, ledger, places, rows, tokenised):
+    tokens, lengths = encoder.assemble(rows, tokenised.result())
     ledger["rows"] += len(lengths)
     ledger["tokens_in"] += len(tokens)
     trained = np.add.reduceat(tokens >= 0, np.cumsum([0, *lengths[:-1]])) if len(tokens) else np.zeros(0)

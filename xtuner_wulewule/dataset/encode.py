@@ -162,6 +162,32 @@ def _replacements(normalizer):
     return [(normalizer["pattern"]["String"], normalizer["content"])]
 
 
+BOS, EOS = object(), object()
+
+
+def segments(turns):
+    """Return what `xtuner.dataset.utils.encode_fn` puts into a row, in order.
+
+    Args:
+        turns (list[dict]): `input`, `output` and what XTuner's template added.
+
+    Returns:
+        list[tuple[str | object, bool]]: texts, each to be encoded alone, or `BOS` or `EOS`; and whether they are trained.
+    """
+    parts, needs_bos = [], True
+    for turn in turns:
+        trained = turn.get("output_with_loss", True)
+        if needs_bos:
+            parts.append((BOS, False))
+        parts += ((turn["input"], False), (turn["output"], trained))
+        needs_bos = turn.get("need_eos_token", True)
+        if needs_bos:
+            parts.append((EOS, trained))
+        if turn.get("sep"):
+            parts.append((turn["sep"], False))
+    return parts
+
+
 class Encoder:
     """Encodes templated conversations as `xtuner.dataset.utils.encode_fn` does, without its cut at `max_length`.
 
@@ -175,50 +201,33 @@ class Encoder:
     def __init__(self, tokenizer):
         from xtuner.dataset.utils import get_bos_eos_token_ids
 
-        self.bos, self.eos = (np.array(ids, dtype=np.int32) for ids in get_bos_eos_token_ids(tokenizer))
+        bos, eos = (np.array(ids, dtype=np.int32) for ids in get_bos_eos_token_ids(tokenizer))
+        self.special = {BOS: bos, EOS: eos}
         self.tokenize = Tokenize(tokenizer)
 
-    def texts(self, conversations):
-        """Return the texts (list[str]) of conversations in the order in which `assemble` needs their ids.
+    def texts(self, rows):
+        """Return the texts (list[str]) of rows, each the `segments` of a conversation, in the order in which `assemble` needs their ids."""
+        return [text for row in rows for text, _ in row if isinstance(text, str)]
+
+    def assemble(self, rows, ids):
+        """Return the tokens (numpy.ndarray, int32, shape (tokens,)) of all rows, and of each how many (list[int]).
 
         Args:
-            conversations (list[list[dict]]): turns with `input`, `output` and what XTuner's template added.
-        """
-        texts = []
-        for turns in conversations:
-            for turn in turns:
-                texts += (turn["input"], turn["output"])
-                if turn.get("sep"):
-                    texts.append(turn["sep"])
-        return texts
-
-    def assemble(self, conversations, ids):
-        """Return the tokens (numpy.ndarray, int32, shape (tokens,)) of all conversations, and of each how many (list[int]).
-
-        Args:
-            conversations (list[list[dict]]): as given to `texts`.
+            rows (list[list[tuple]]): as given to `texts`.
             ids (list[numpy.ndarray]): the ids of those texts.
         """
-        parts, trained, lengths = [], [], []
-        pieces = iter(ids)
-        for turns in conversations:
-            first, needs_bos = len(parts), True
-            for turn in turns:
-                train = turn.get("output_with_loss", True)
-                if needs_bos:
-                    parts.append(self.bos)
-                    trained.append(False)
-                parts += (next(pieces), next(pieces))
-                trained += (False, train)
-                needs_bos = turn.get("need_eos_token", True)
-                if needs_bos:
-                    parts.append(self.eos)
-                    trained.append(train)
-                if turn.get("sep"):
-                    parts.append(next(pieces))
-                    trained.append(False)
-            lengths.append(sum(map(len, parts[first:])))
+        texts = iter(ids)
+        parts = [next(texts) if isinstance(text, str) else self.special[text] for row in rows for text, _ in row]
         if not parts:
-            return np.zeros(0, dtype=np.int32), lengths
+            return np.zeros(0, dtype=np.int32), [0] * len(rows)
+        sizes = np.array([len(part) for part in parts])
+        trained = np.array([trained for row in rows for _, trained in row], dtype=bool)
         tokens = np.concatenate(parts)
-        return np.where(np.repeat(np.array(trained, dtype=bool), [len(part) for part in parts]), tokens, ~tokens), lengths
+        ends = np.cumsum([0, *map(len, rows)])
+        lengths = np.diff(np.concatenate([[0], np.cumsum(sizes)])[ends]).tolist()
+        return np.where(np.repeat(trained, sizes), tokens, ~tokens), lengths
+
+    def __call__(self, rows):
+        """Return the tokens of each row (list[numpy.ndarray])."""
+        tokens, lengths = self.assemble(rows, self.tokenize(self.texts(rows)))
+        return np.split(tokens, np.cumsum(lengths))[:-1]
