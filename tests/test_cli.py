@@ -1,6 +1,6 @@
 """The `wulewule` command."""
 
-import time
+import resource
 
 import pytest
 from commands import WULEWULE, run
@@ -13,9 +13,10 @@ from xtuner_wulewule.errors import SettingsError, StepError
 def test_help_is_quick_and_names_every_command(tmp_path):
     seconds = []
     for _ in range(3):
-        begin = time.monotonic()
+        begin = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = run([WULEWULE, "--help"], tmp_path)
-        seconds.append(time.monotonic() - begin)
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime)  # processor time: other tests run beside this one
     assert result.returncode == 0 and {"demo", "path"} <= set(result.stdout.split())
     assert min(seconds) < 0.3
 

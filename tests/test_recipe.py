@@ -72,6 +72,7 @@ def test_killed_step_is_reported_as_a_shell_would(tmp_path):
 
 
 def test_interruption_ends_the_children_too(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are a shell's background job
     code = (
         "import subprocess, sys, time, os; "
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
@@ -84,8 +85,11 @@ def test_interruption_ends_the_children_too(tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        run_step(python(code), tmp_path / "log")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_step(python(code), tmp_path / "log")
+    finally:
+        signal.signal(signal.SIGINT, before)
     child = int((tmp_path / "pid").read_text())
     for _ in range(100):
         if not os.path.exists(f"/proc/{child}") or open(f"/proc/{child}/stat").read().split()[2] == "Z":

@@ -15,7 +15,9 @@ def test_two_processes(arguments, data, tmp_path):
     env = {"NPROC_PER_NODE": "2", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     options = ("train_cfg.max_epochs=7", "optim_wrapper.accumulative_counts=2", "default_hooks.logger.interval=1")
     output = train("wulewule_pretrain_tiny", data, tmp_path / "work", *options, arguments=arguments, **env)
-    (model,) = (tmp_path / "cache" / "xtuner-wulewule").iterdir()  # no half of one is left beside it
+    cache = tmp_path / "cache" / "xtuner-wulewule"
+    (model,) = (path for path in cache.iterdir() if path.name != "datasets")  # no half of one is left beside it
+    (store,) = (cache / "datasets").iterdir()  # the data set was built once
     assert (model / "config.json").is_file() and (model / "model.safetensors").is_file()
     rows, iterations, updates, highest, asked = budget(output)
     assert (rows, iterations) == (6, 7)
@@ -57,7 +59,7 @@ def test_two_processes_train_what_one_trains(data, tmp_path):
     assert xtuner("copy-cfg", "wulewule_pretrain_tiny", tmp_path, folder=tmp_path).returncode == 0
     config = tmp_path / "wulewule_pretrain_tiny_copy.py"
     text = config.read_text(encoding="utf-8").replace(
-        "\nfrom xtuner.dataset import", "\nfrom record import RecordHook\nfrom xtuner.dataset import", 1
+        "\nfrom xtuner_wulewule.dataset.build", "\nfrom record import RecordHook\nfrom xtuner_wulewule.dataset.build", 1
     )
     text = text.replace("max_length = 512", "max_length = 16")  # more rows
     config.write_text(text.replace("custom_hooks = [\n", "custom_hooks = [\n    dict(type=RecordHook),\n"), encoding="utf-8")
@@ -72,3 +74,12 @@ def test_two_processes_train_what_one_trains(data, tmp_path):
         assert len(alone) > 6
         assert [rows for rows, _ in together] == [rows for rows, _ in alone]
         assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=2e-6)
+
+
+def test_broken_data_ends_both_processes(data, tmp_path):
+    broken = tmp_path / "data"
+    broken.mkdir()
+    (broken / "heishenghua_pretraining.jsonl").write_text('{"text": "石猴出世。"}\n{"text": ""}\n', encoding="utf-8")
+    output = train("wulewule_pretrain_tiny", broken, tmp_path / "work", status=1, NPROC_PER_NODE="2")
+    said = [line for line in output.splitlines() if "heishenghua_pretraining.jsonl:2: the text is empty" in line]
+    assert len(said) == 2 and "Traceback" not in "".join(said)

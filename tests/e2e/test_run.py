@@ -169,7 +169,9 @@ def test_interruption_by_hand(data, tmp_path):
     out = tmp_path / "out"
     command = [WULEWULE, "run", "--size", "tiny", "--data", data, "--out", out, *OPTIONS]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(list(map(str, command)), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell starts background jobs, maybe these tests, with SIGINT ignored
+    process = subprocess.Popen(list(map(str, command)), env=env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **output)
     while not (out / "pretrain" / "train").is_dir():
         time.sleep(0.1)
         assert process.poll() is None
