@@ -13,14 +13,14 @@ from xtuner_wulewule.recipe.results import last_checkpoint, read_scalars
 def test_two_processes(arguments, data, tmp_path):
     # a fresh cache: both ranks make the tiny model at once
     env = {"NPROC_PER_NODE": "2", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    options = ("train_cfg.max_epochs=7", "optim_wrapper.accumulative_counts=2", "default_hooks.logger.interval=1")
+    options = ("train_cfg.max_epochs=7", "optim_wrapper.accumulative_counts=4", "default_hooks.logger.interval=1")
     output = train("wulewule_pretrain_tiny", data, tmp_path / "work", *options, arguments=arguments, **env)
     cache = tmp_path / "cache" / "xtuner-wulewule"
     (model,) = (path for path in cache.iterdir() if path.name != "datasets")  # no half of one is left beside it
     (store,) = (cache / "datasets").iterdir()  # the data set was built once
     assert (model / "config.json").is_file() and (model / "model.safetensors").is_file()
     rows, iterations, updates, highest, asked = budget(output)
-    assert (rows, iterations) == (6, 7)
+    assert (rows, iterations) == (6, 14)
     assert updates == (3 if arguments else 4)  # DeepSpeed makes no update of the remainder
     assert highest == asked
     assert told(output) == []  # accumulation keeps a global batch there
@@ -36,7 +36,7 @@ from mmengine.hooks import Hook
 
 class RecordHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        rows = [hash(tuple(row)) for row in data_batch["data"]["input_ids"].tolist()]
+        rows = [hash(tuple(filter(None, row))) for row in data_batch["data"]["input_ids"].tolist()]  # without the padding
         with open(f"{runner.work_dir}/rank_{get_rank()}.jsonl", "a") as file:
             file.write(json.dumps([rows, float(outputs["loss"])]) + "\\n")
 """
@@ -64,7 +64,7 @@ def test_two_processes_train_what_one_trains(data, tmp_path):
     text = text.replace("max_length = 512", "max_length = 16")  # more rows
     config.write_text(text.replace("custom_hooks = [\n", "custom_hooks = [\n    dict(type=RecordHook),\n"), encoding="utf-8")
     env = {"PYTHONPATH": str(tmp_path), "PYTHONHASHSEED": "0"}
-    options = ("train_cfg.max_epochs=4",)
+    options = ("train_cfg.max_epochs=1",)
     for name, arguments in (("ddp", ()), ("zero1", ("--deepspeed", "deepspeed_zero1_fp32"))):
         # each beside its like: mmengine's two runners draw different random numbers for the first values of the LoRA matrices
         one, two = tmp_path / f"{name}_one", tmp_path / f"{name}_two"
@@ -73,7 +73,8 @@ def test_two_processes_train_what_one_trains(data, tmp_path):
         alone, together = recorded(one, 1), recorded(two, 2)
         assert len(alone) > 6
         assert [rows for rows, _ in together] == [rows for rows, _ in alone]
-        assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], rel=2e-6)
+        # all but the last: its rows are of different lengths, and each rank takes the mean of its own tokens
+        assert [loss for _, loss in together[:-1]] == pytest.approx([loss for _, loss in alone[:-1]], rel=2e-6)
 
 
 def test_broken_data_ends_both_processes(data, tmp_path):
