@@ -115,13 +115,14 @@ def main():
                 text = (args.data / name).read_text(encoding="utf-8").strip() + "\n"
                 (Path(folder) / name).write_text(text * args.repeat, encoding="utf-8")
                 files.append(f"{folder}/{name}")
-        tries = {way: measure(way, files, args.tokenizer, stage)["seconds"] for way in map(str, sorted({1, 2, os.cpu_count() or 1}))}
-        best = min(tries, key=tries.get)
-        runs = {"default": [], "best": [], "ours": []}
+        tries = {way: measure(way, files, args.tokenizer, stage) for way in map(str, sorted({1, 2, os.cpu_count() or 1}))}
+        best = min(tries, key=lambda way: tries[way]["seconds"])
+        runs = {"default": [], "best": [tries[best]], "ours": []}
         for run in range(args.runs):
             if run < (args.runs if args.default_runs is None else args.default_runs):
                 runs["default"].append(measure("32", files, args.tokenizer, stage))
-            runs["best"].append(measure(best, files, args.tokenizer, stage))
+            if run:
+                runs["best"].append(measure(best, files, args.tokenizer, stage))
             runs["ours"].append(measure("ours", files, args.tokenizer, stage))
     median = {way: statistics.median(run["seconds"] for run in found) for way, found in runs.items() if found}
     ours = runs["ours"][0]
