@@ -83,11 +83,12 @@ class Pieces:
             return False
         if any(model.get(key) for key in ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")):
             return False
-        if not model["byte_fallback"] or any(f"<0x{byte:02X}>" not in model["vocab"] for byte in range(256)):
+        byte_tokens = {f"<0x{byte:02X}>" for byte in range(256)}
+        if not model["byte_fallback"] or not byte_tokens <= model["vocab"].keys():
             return False
         if any(token[key] for token in settings["added_tokens"] for key in ("single_word", "lstrip", "rstrip", "normalized")):
             return False
-        return not any(len(part) == 6 and re.fullmatch("<0x[0-9A-F]{2}>", part) for pair in _merges(settings) for part in pair)
+        return byte_tokens.isdisjoint(chain.from_iterable(_merges(settings)))
 
     def __call__(self, texts):
         """Return the ids (list[numpy.ndarray], int32) of texts (list[str])."""
