@@ -6,6 +6,7 @@ function returns True where it changed something.
 
 import os
 import pickle
+import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -365,19 +366,27 @@ def _without_device_ids(init):
     return __init__
 
 
+def parent_death_signal():
+    """Return a function that asks for SIGTERM when this process's parent dies, safe between fork and exec; None where not on Linux."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl  # looked up here: little is safe between fork and exec
+    return lambda: prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def end_with_launcher():
     """torch's launcher ends its ranks when it is told to end, but one that is killed (`kill -9`, out of memory) leaves them running.
 
     They hold the GPUs and go on training. Guard: a launcher started this process, on Linux, which then sends it SIGTERM when its parent
     dies. End: torch's launcher does that itself.
     """
-    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+    ask = parent_death_signal()
+    if ask is None or "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
-    import ctypes
-    import signal
-
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    ask()
     if os.getppid() != parent:  # it died meanwhile
         sys.exit(128 + signal.SIGTERM)
     return True

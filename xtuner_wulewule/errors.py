@@ -3,6 +3,8 @@
 import os
 import sys
 
+SHOWN_PROBLEMS = 5  # in an error that is one line
+
 
 class WulewuleError(Exception):
     """Base class of the errors a user can cause.
@@ -66,6 +68,17 @@ def find_wulewule_error(error):
 def wants_traceback():
     """Return whether the user asked for whole tracebacks (bool): `WULEWULE_TRACEBACK=1`."""
     return os.environ.get("WULEWULE_TRACEBACK") == "1"
+
+
+def first_of(problems, count=None):
+    """Return the first problems as text (str), and how many more there are.
+
+    Args:
+        problems (list[str]): the problems, or the first of them.
+        count (int, optional): how many there are; defaults to those given.
+    """
+    more = (len(problems) if count is None else count) - SHOWN_PROBLEMS
+    return "; ".join(problems[:SHOWN_PROBLEMS]) + (f" (and {more} more)" if more > 0 else "")
 
 
 def one_line(error):

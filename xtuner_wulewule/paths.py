@@ -1,6 +1,7 @@
 """Where things lie: packaged configs and data, the user's cache, and the two settings a config reads from the environment."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -53,3 +54,33 @@ def cache_dir():
 def expand(path):
     """Return a path that a user gave (pathlib.Path), absolute, `~` included."""
     return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+@contextmanager
+def made_aside(target, marker):
+    """Make a folder that is complete or absent, so that several ranks and processes may start together.
+
+    Args:
+        target (pathlib.Path): its place. Where another process was faster, that one's folder is kept.
+        marker (str): a file that the complete folder holds.
+
+    Yields:
+        pathlib.Path: an empty folder beside the target; at the end it becomes the target, or is removed after an error.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    import shutil
+    import tempfile
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield building
+        building.chmod(0o755)
+        os.rename(building, target)
+    except OSError:
+        if not (target / marker).is_file():  # nobody else was faster: a real failure
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)

@@ -1,8 +1,6 @@
 """`wulewule data check`: every problem of data files, before anything is trained."""
 
 import json
-import os
-from contextlib import contextmanager
 from pathlib import Path
 
 from xtuner_wulewule.errors import SettingsError
@@ -48,6 +46,7 @@ def positive(text):
 
 def run(args):
     """Check and print; return 1 if there is an error, else 0."""
+    from xtuner_wulewule.dataset.progress import progress, total_size
     from xtuner_wulewule.dataset.validation import ERROR, PLACES, check_files, data_files
 
     if not 1 <= args.show <= PLACES:
@@ -55,8 +54,8 @@ def run(args):
     files = data_files(args.files)
     options = {"other_names": other_names(args)} if args.names or args.other_names is not None else {}
     lengths = load_lengths(args)
-    with reading(files) as progress:
-        report = check_files(files, lengths=lengths, progress=progress, **options)
+    with progress(total_size(files), "reading") as advance:
+        report = check_files(files, lengths=lengths, advance=advance, **options)
     if lengths is None:
         report.notes.append("lengths were not checked: give --model DIR for its tokenizer")
     if args.json:
@@ -79,29 +78,6 @@ def load_lengths(args):
     from xtuner_wulewule.dataset.tokens import Lengths, load_tokenizer
 
     return Lengths(load_tokenizer(args.model), args.max_length)
-
-
-@contextmanager
-def reading(files):
-    """Show a progress bar on a terminal while files are read.
-
-    Args:
-        files (list[str]): the files.
-
-    Yields:
-        callable | None: to be called with the bytes that were read.
-    """
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    from rich.progress import Progress
-
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("reading", total=sum(map(os.path.getsize, files)))
-        yield lambda count: bar.update(task, completed=count)
 
 
 def print_report(report, shown):

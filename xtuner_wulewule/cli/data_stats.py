@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xtuner_wulewule.cli.data_check import add_tokenizer_arguments, load_lengths, positive, reading
+from xtuner_wulewule.cli.data_check import add_tokenizer_arguments, load_lengths, positive
 from xtuner_wulewule.errors import DataError, SettingsError
 
 # of the packaged configs
@@ -58,14 +58,15 @@ class Counts:
 
 def run(args):
     """Print what was counted; return exit status 0."""
+    from xtuner_wulewule.dataset.progress import progress, total_size
     from xtuner_wulewule.dataset.validation import data_files
 
     files = data_files(args.files)
     if args.png:
         check_png(args)
     lengths = load_lengths(args)
-    with reading(files) as progress:
-        counts, wrong = count(files, lengths, progress)
+    with progress(total_size(files), "reading") as advance:
+        counts, wrong = count(files, lengths, advance)
     if not counts:
         raise DataError(f"there is no row to train on in {', '.join(args.files)}; see wulewule data check")
     for kind, found in counts.items():
@@ -83,12 +84,13 @@ def run(args):
     return 0
 
 
-def count(files, lengths, progress=None):
+def count(files, lengths, advance=None):
     """Return {kind: Counts} of files, and how many rows are wrong (int)."""
+    from xtuner_wulewule.dataset.progress import each_file
     from xtuner_wulewule.dataset.validation import mapped_rows
 
     counts = {}
-    wrong = done = 0
+    wrong = 0
     waiting = []
 
     def measure():
@@ -97,8 +99,8 @@ def count(files, lengths, progress=None):
             counts[kind].trained += length.trained
         waiting.clear()
 
-    for file in files:
-        for _, row, kind, problem in mapped_rows(file, progress and (lambda read, done=done: progress(done + read))):
+    for file, tell in each_file(files, advance):
+        for _, row, kind, problem in mapped_rows(file, tell):
             if problem is not None:
                 wrong += 1
                 continue
@@ -110,7 +112,6 @@ def count(files, lengths, progress=None):
                 waiting.append((kind, row))
                 if len(waiting) == lengths.batch:
                     measure()
-        done += os.path.getsize(file)
     if waiting:
         measure()
     return counts, wrong

@@ -2,10 +2,7 @@
 
 import logging
 import os
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 
@@ -15,8 +12,9 @@ import torch
 from xtuner_wulewule import __version__, paths
 from xtuner_wulewule.dataset import store as stores
 from xtuner_wulewule.dataset.encode import Encoder, segments
-from xtuner_wulewule.dataset.loader import check_files, checker_of, conclude
+from xtuner_wulewule.dataset.loader import checker_of, conclude, existing_files
 from xtuner_wulewule.dataset.packing import MODES
+from xtuner_wulewule.dataset.progress import each_file, progress, total_size
 from xtuner_wulewule.errors import DataError, SettingsError
 
 BATCH_CHARACTERS = 2**20  # characters tokenised at a time
@@ -63,12 +61,12 @@ def build_wulewule_dataset(
         raise SettingsError(f"train_dataset.packing is {packing!r}; it must be one of {', '.join(map(repr, MODES))}")
     if not isinstance(max_length, int) or max_length < 1:
         raise SettingsError(f"train_dataset.max_length is {max_length!r}; it must be a positive number of tokens")
-    files = check_files(data_files, path)
+    files = existing_files(data_files, path)
     tokenizer, map_fn, template = _resolve(tokenizer, dataset_map_fn, template_map_fn)
     root = paths.cache_dir() / "datasets" if cache_dir is None else paths.expand(cache_dir)
     folder = root / stores.content_key(files, *_identity(tokenizer, map_fn, template))
     on_one_rank(lambda: _make_store(folder, files, tokenizer, map_fn, template))
-    stores.touch(folder)
+    os.utime(folder)  # used now
     dataset = PackedDataset(stores.TokenStore(folder), max_length, packing, seed if shuffle else None)
     _log(dataset.describe())
     return dataset
@@ -106,7 +104,8 @@ class PackedDataset(torch.utils.data.Dataset):
         length, and `cumulative_len`, the places between documents, from 0 to the row's length."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        pieces = slice(self._rows[index % len(self)], self._rows[index % len(self) + 1])
+        index %= len(self)
+        pieces = slice(self._rows[index], self._rows[index + 1])
         begins, lengths = self._begins[pieces], self._lengths[pieces]
         tokens = np.concatenate([self.store.tokens[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)])
         trained = tokens >= 0
@@ -280,9 +279,9 @@ def _batches(files, encoder, map_fn, template):
 def _rows(files, checker, template):
     """Yield ([place], [segments]) of about BATCH_CHARACTERS, until an error is found: after that rows are only checked."""
     places, rows, size = [], [], 0
-    with data_progress(files) as progress:
-        for file in files:
-            for row in checker.rows(file, progress(file)):
+    with progress(total_size(files), "tokenising", log=_log) as advance:
+        for file, tell in each_file(files, advance):
+            for row in checker.rows(file, tell):
                 if checker.failed:
                     continue
                 turns = (template(row) if template is not None else row)["conversation"]
@@ -294,37 +293,6 @@ def _rows(files, checker, template):
                     places, rows, size = [], [], 0
     if places:
         yield places, rows
-
-
-@contextmanager
-def data_progress(files):
-    """Show how much of the files was read, as a bar where standard error is a terminal, else a line in the log every 30 s.
-
-    Args:
-        files (list[str]): paths.
-
-    Yields:
-        callable: given a file, returns what the reader tells the bytes that it has read of it.
-    """
-    sizes = {file: os.path.getsize(file) for file in files}
-    total, before = sum(sizes.values()), {file: sum(list(sizes.values())[:number]) for number, file in enumerate(sizes)}
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("tokenising", total=total)
-            yield lambda file: lambda done: bar.update(task, completed=before[file] + done)
-        return
-    told = time.monotonic()
-
-    def tell(done):
-        nonlocal told
-        if time.monotonic() - told > 30:
-            told = time.monotonic()
-            _log(f"tokenising: {done / total:.0%} of {total / 2**20:.0f} MiB")
-
-    yield lambda file: lambda done: tell(before[file] + done)
 
 
 def _encoded(encoder, ledger, places, rows, tokenised):

@@ -4,9 +4,8 @@ import logging
 import os
 
 from xtuner_wulewule.dataset.validation import ERROR, WARNING, Checker
-from xtuner_wulewule.errors import DataError
+from xtuner_wulewule.errors import SHOWN_PROBLEMS, DataError, first_of
 
-SHOWN_PROBLEMS = 5
 WARNED_ROWS = 2_000  # half a second of looking for warnings at most; `wulewule data check` looks at all rows
 # rows read by the last call in this process; UpdateBudgetHook reports it, since packing hides it
 rows_loaded: int | None = None
@@ -32,14 +31,14 @@ def load_wulewule_dataset(path="json", data_files=(), map_fn=None, checks=True):
     from datasets import Dataset
 
     checker = checker_of(map_fn, checks)
-    rows = [row for file in check_files(data_files, path) for row in checker.rows(file)]
+    rows = [row for file in existing_files(data_files, path) for row in checker.rows(file)]
     conclude(checker)
     rows_loaded = len(rows)
     keys = sorted({key for row in rows for key in row})
     return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
 
 
-def check_files(data_files, path="json"):
+def existing_files(data_files, path="json"):
     """Return the data files as a list (list[str]); raise DataError where one is missing, or `path` asks for another format."""
     if path != "json":
         raise DataError(f"train_dataloader.dataset: path is {path!r}; JSON Lines are read here, set it to 'json'")
@@ -71,8 +70,7 @@ def conclude(checker):
     errors = report.count(ERROR)
     if errors:
         shown = [f"{problem.place(field=False)}: {problem.message}; {problem.fix}" for problem in report.errors(SHOWN_PROBLEMS)]
-        more = f" (and {errors - len(shown)} more)" if errors > len(shown) else ""
-        raise DataError(f"{'; '.join(shown)}{more}; nothing was trained, correct the data and start again")
+        raise DataError(f"{first_of(shown, errors)}; nothing was trained, correct the data and start again")
     _log_warnings(report)
 
 

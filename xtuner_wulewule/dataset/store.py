@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+
+from xtuner_wulewule import paths
 
 TOKENS, OFFSETS, LEDGER = "tokens.bin", "offsets.bin", "ledger.json"
 
@@ -42,28 +41,22 @@ def write(folder, batches):
     Raises:
         OSError: the folder can't be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with open(building / TOKENS, "wb") as tokens_file, open(building / OFFSETS, "wb") as offsets_file:
-            end = 0
-            offsets_file.write(np.int64(0).tobytes())
-            for batch in batches:
-                if isinstance(batch, dict):
-                    (building / LEDGER).write_text(json.dumps(batch, ensure_ascii=False), encoding="utf-8")
-                    continue
-                tokens, lengths = batch
-                tokens_file.write(tokens.tobytes())
-                offsets = end + np.cumsum(lengths, dtype=np.int64)
-                offsets_file.write(offsets.tobytes())
-                end = int(offsets[-1]) if len(offsets) else end
-        building.chmod(0o755)
-        os.rename(building, folder)
-    except OSError:
-        if not (folder / LEDGER).is_file():  # nobody else was faster: a real failure
-            raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with (
+        paths.made_aside(folder, LEDGER) as building,
+        open(building / TOKENS, "wb") as tokens_file,
+        open(building / OFFSETS, "wb") as offsets_file,
+    ):
+        end = 0
+        offsets_file.write(np.int64(0).tobytes())
+        for batch in batches:
+            if isinstance(batch, dict):
+                (building / LEDGER).write_text(json.dumps(batch, ensure_ascii=False), encoding="utf-8")
+                continue
+            tokens, lengths = batch
+            tokens_file.write(tokens.tobytes())
+            offsets = end + np.cumsum(lengths, dtype=np.int64)
+            offsets_file.write(offsets.tobytes())
+            end = int(offsets[-1]) if len(offsets) else end
 
 
 def content_key(files, *settings):
@@ -75,16 +68,12 @@ def content_key(files, *settings):
     """
     digest = hashlib.sha256(repr(settings).encode())
     for file in files:
+        of_file = hashlib.sha256()
         with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest() if hasattr(hashlib, "file_digest") else _sha256(stream))
+            while block := stream.read(2**20):
+                of_file.update(block)
+        digest.update(of_file.digest())
     return digest.hexdigest()[:24]
-
-
-def _sha256(stream):  # Python 3.10
-    digest = hashlib.sha256()
-    while block := stream.read(2**20):
-        digest.update(block)
-    return digest.digest()
 
 
 def forget_old(folder, keep):
@@ -97,9 +86,3 @@ def forget_old(folder, keep):
     stores = sorted((path for path in folder.iterdir() if (path / LEDGER).is_file()), key=lambda path: path.stat().st_mtime)
     for path in stores[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def touch(folder):
-    """Note that a store is used now."""
-    now = time.time()
-    os.utime(folder, (now, now))

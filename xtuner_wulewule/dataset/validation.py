@@ -1,6 +1,5 @@
 """Checks of data files: every problem of every row, with its place and its fix, in constant memory."""
 
-import os
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 from xtuner_wulewule.dataset import texts
 from xtuner_wulewule.dataset.duplicates import Duplicates
 from xtuner_wulewule.dataset.map_fns import field_of, wulewule_pretrain_map_fn, wulewule_sft_map_fn
+from xtuner_wulewule.dataset.progress import each_file
 from xtuner_wulewule.dataset.reader import read_rows
 from xtuner_wulewule.errors import DataError
 from xtuner_wulewule.prompts import WULEWULE_SYSTEM, WULEWULE_SYSTEM_EN
@@ -366,22 +366,20 @@ def data_files(names):
     return list(dict.fromkeys(files))
 
 
-def check_files(files, other_names=texts.OTHER_NAMES, lengths=None, progress=None):
+def check_files(files, other_names=texts.OTHER_NAMES, lengths=None, advance=None):
     """Check data files.
 
     Args:
         files (list[str]): their paths.
         other_names (tuple[str]): see `Checker`.
         lengths (callable, optional): see `Checker`; without it lengths are not checked.
-        progress (callable, optional): called with the bytes that were read, of all files together.
+        advance (callable, optional): of `dataset.progress.progress`.
 
     Returns:
         Report: what was found.
     """
     checker = Checker(other_names=other_names, lengths=lengths)
-    done = 0
-    for file in files:
-        for _ in checker.rows(file, progress and (lambda count, done=done: progress(done + count))):
+    for file, tell in each_file(files, advance):
+        for _ in checker.rows(file, tell):
             pass
-        done += os.path.getsize(file) if os.path.exists(file) else 0
     return checker.finish()

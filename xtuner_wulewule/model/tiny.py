@@ -5,9 +5,7 @@ It runs the full recipe on a CPU in minutes. What it learns is learned by heart:
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from xtuner_wulewule import __version__, paths, prompts
@@ -38,24 +36,15 @@ def tiny_model_dir():
 def tiny_model():
     """Return the folder (str) of the tiny model; make it first where it does not exist yet.
 
-    The model is built in a temporary folder and renamed, so that several ranks and processes may start together.
+    Several ranks and processes may start together.
 
     Raises:
         OSError: the cache folder cannot be written; `XDG_CACHE_HOME` moves it.
     """
     target = tiny_model_dir()
     if not (target / "config.json").is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
+        with paths.made_aside(target, "config.json") as building:
             build_tiny_model(building)
-            building.chmod(0o755)
-            os.rename(building, target)
-        except OSError:
-            if not (target / "config.json").is_file():  # nobody else was faster: a real failure
-                raise
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
     return str(target)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from xtuner_wulewule.compat import parent_death_signal
 from xtuner_wulewule.errors import StepError, UnsupportedStackError
 
 # mmengine's line, for example: Iter(train) [ 41/236]  lr: 1.9e-03  eta: 0:00:08  time: 0.04  data_time: 0.003  loss: 6.87
@@ -76,16 +77,6 @@ def tool_command(tool, *arguments, processes=1):
     return [sys.executable, *launch, *command, "--launcher", "pytorch"]
 
 
-def _die_with_parent():
-    """Return what a child does before it starts: ask for SIGTERM when this process dies, so that `kill -9` leaves no training behind."""
-    if sys.platform != "linux":
-        return None
-    import ctypes
-
-    prctl = ctypes.CDLL(None).prctl  # looked up here: little is safe between fork and exec
-    return lambda: prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
 def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=True, keep_open=(), return_output=True):
     """Run a command to its end.
 
@@ -120,7 +111,7 @@ def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=Tr
             errors="replace",
             start_new_session=True,  # so that an interruption can end its children too
             pass_fds=keep_open,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=parent_death_signal(),  # `kill -9` leaves no training behind
         )
         try:
             if stdin is not None:

@@ -8,12 +8,12 @@ import os
 import re
 from pathlib import Path
 
-from xtuner_wulewule.dataset.prepare.part_file import PartFile, progress
-from xtuner_wulewule.errors import DataError, SettingsError
+from xtuner_wulewule.dataset.prepare.part_file import PartFile
+from xtuner_wulewule.dataset.progress import progress
+from xtuner_wulewule.errors import DataError, SettingsError, first_of
 
 BLOCK = 2**20  # bytes read at a time
 LOOKAHEAD = 32  # characters after a chunk that decide whether it may end there
-SHOWN_PROBLEMS = 5
 GB2312_SHARE = 0.3  # Chinese text, traditional too, has more; a Western text that happens to decode as GB18030 has next to none
 
 _CLOSING = r"[\"'”’」』）)\]】》〉]*"
@@ -265,6 +265,5 @@ def _inspect_all(files):
                 problems.append(f"{file}: cannot be read ({error.strerror})")
             advance(os.path.getsize(file))
     if problems:
-        more = f" (and {len(problems) - SHOWN_PROBLEMS} more)" if len(problems) > SHOWN_PROBLEMS else ""
-        raise DataError(f"{'; '.join(problems[:SHOWN_PROBLEMS])}{more}; nothing was written")
+        raise DataError(f"{first_of(problems)}; nothing was written")
     return found

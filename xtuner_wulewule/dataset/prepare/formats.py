@@ -5,9 +5,8 @@ Keys that a format does not define, such as "id", stay in the row as they are. W
 
 from xtuner_wulewule.dataset.prepare.part_file import PartFile
 from xtuner_wulewule.dataset.reader import read_rows
-from xtuner_wulewule.errors import DataError
+from xtuner_wulewule.errors import DataError, first_of
 
-SHOWN_PROBLEMS = 5
 UNSUPPORTED = ("tools", "functions", "tool_calls", "function_call", "images", "image", "videos", "video", "audios", "audio")
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 OPENAI_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -228,8 +227,7 @@ def convert(file, source, target, out, overwrite=False):
                 problem = str(error)
             problems.append(f"{where}: {problem}")
         if problems:
-            more = f" (and {len(problems) - SHOWN_PROBLEMS} more)" if len(problems) > SHOWN_PROBLEMS else ""
-            raise DataError(f"{'; '.join(problems[:SHOWN_PROBLEMS])}{more}; nothing was written, correct the data and start again")
+            raise DataError(f"{first_of(problems)}; nothing was written, correct the data and start again")
 
     with PartFile(out, {"made by": "data convert", "from": source, "to": target}, overwrite) as part:
         rows = part.add("all", converted())

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from xtuner_wulewule.dataset.prepare.calls import Calls, Failed, Refused, Unreachable, ask_each, check_address, is_local, retry_after
 from xtuner_wulewule.dataset.prepare.chunks import inspect, read_blocks
-from xtuner_wulewule.dataset.prepare.part_file import PartFile, progress
-from xtuner_wulewule.errors import DataError, SettingsError
+from xtuner_wulewule.dataset.prepare.part_file import PartFile
+from xtuner_wulewule.dataset.progress import progress
+from xtuner_wulewule.errors import SHOWN_PROBLEMS, DataError, SettingsError
 
-SHOWN_PROBLEMS = 5
 _REFERENCES = re.compile(r"\A\*\*References:\*\*\s*\r?\n(?:\* [^\r\n]*\r?\n)+(?:\r?\n)?")
 
 

@@ -6,7 +6,8 @@ import random
 
 from xtuner_wulewule.dataset.prepare.calls import Calls, Failed, Unreachable, ask_each, check_address, is_local, retry_after
 from xtuner_wulewule.dataset.prepare.identity_texts import ANSWERS, OTHERS, QUESTIONS
-from xtuner_wulewule.dataset.prepare.part_file import PartFile, progress
+from xtuner_wulewule.dataset.prepare.part_file import PartFile
+from xtuner_wulewule.dataset.progress import progress
 from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.prompts import WULEWULE_SYSTEM
 

@@ -1,9 +1,8 @@
-"""Data files that are written item by item and can be continued after a kill, and the progress bar meanwhile."""
+"""Data files that are written item by item and can be continued after a kill."""
 
 import fcntl
 import json
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 from xtuner_wulewule.errors import SettingsError
@@ -145,26 +144,3 @@ class PartFile:
             sync(self.part)
             os.replace(self.part, self.file)
         self.records = []  # nothing to continue
-
-
-@contextmanager
-def progress(total, what, unit="bytes"):
-    """Show a bar on standard error where that is a terminal.
-
-    Args:
-        total (int): amount of work.
-        what (str): shown beside the bar.
-        unit (str): "bytes", or the name of what is counted.
-
-    Yields:
-        callable: to be called with the amount done since the last call.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), amount, TextColumn(unit if unit != "bytes" else ""), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda amount=1: bar.advance(task, amount)
