@@ -22,7 +22,8 @@ from xtuner_wulewule.dataset.build import KEPT_STORES, NOTHING_TRAINED, build_wu
 from xtuner_wulewule.dataset.encode import Encoder, Pieces, Tokenize, segments
 from xtuner_wulewule.dataset.map_fns import wulewule_pretrain_map_fn, wulewule_sft_map_fn
 from xtuner_wulewule.errors import DataError, ModelError, SettingsError
-from xtuner_wulewule.model.finetune import WulewuleFinetune, document_mask
+from xtuner_wulewule.model.finetune import WulewuleFinetune
+from xtuner_wulewule.model.fused.attention import document_mask
 from xtuner_wulewule.model.tiny import SPECIAL_TOKENS, tiny_model
 
 SFT_FILES = [str(paths.packaged_data_dir() / name) for name in ("self_cognition_100.jsonl", "huixiangdou_conversations.jsonl")]

@@ -1,33 +1,52 @@
-"""XTuner's `SupervisedFinetune` with the checks and defaults that the wulewule configs need."""
+"""XTuner's `SupervisedFinetune` with the checks, the defaults and the speed that the wulewule configs need."""
+
+import importlib.util
 
 import torch
+from mmengine.logging import print_log
+from peft import get_peft_model
 from xtuner.model import SupervisedFinetune
+from xtuner.model.utils import find_all_linear_names
 from xtuner.parallel.sequence import get_sequence_parallel_world_size
 from xtuner.utils import device
 
 from xtuner_wulewule import compat
-from xtuner_wulewule.errors import ModelError
+from xtuner_wulewule.errors import ModelError, SettingsError
+from xtuner_wulewule.model.fused.attention import document_mask
+from xtuner_wulewule.model.fused.shapes import why_not
+from xtuner_wulewule.model.fused.step import CHECKPOINTING, FusedStep
 from xtuner_wulewule.model.hub import find_model
 
 
 class WulewuleFinetune(SupervisedFinetune):
     """`SupervisedFinetune`, except that
 
+    * loss and gradients are computed by `FusedStep` where the machine and the model allow: faster, in less memory. Where they don't, one
+      line in the log says why, and XTuner's way is taken;
+    * embeddings and head of a bf16 model stay bf16: XTuner copies them to fp32 though they are not trained;
     * SDPA attention is used where the config names no attention: XTuner would run InternLM2 eager without flash-attn;
     * documents that share a packed row do not attend to each other: `document_ids` of `wulewule_collate_fn` become a mask, which every
       model takes that transformers runs with SDPA, on a CPU and on a GPU;
     * a model that can't be found, or a 4-bit model on a machine without a GPU, ends with one clear line.
 
-    Args: as for `xtuner.model.SupervisedFinetune`; any config can use it by changing `type`.
+    Args: as for `xtuner.model.SupervisedFinetune`; any config can use it by changing `type`. Besides:
+        fused (bool, optional): whether to use `FusedStep`. Defaults to None: where a GPU with bf16 gains from it.
+        checkpointing (str): of the fused step: "none", "selective", "full", or "auto", the least with which the memory suffices. Rows are
+            taken in micro-batches that fit, so that `batch_size` costs no memory. Defaults to "auto".
 
     Raises:
         ModelError: the model is neither a folder nor in reach, or needs a GPU that is not there; or its attention can't keep documents
             apart.
+        SettingsError: `checkpointing` has a value that it can't have, or `fused` is True and can't be had.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, fused=None, checkpointing="auto", **kwargs):
         compat.cpu_bf16_query(device)  # where the start-up file is switched off nobody else has
+        if checkpointing not in ("auto", *CHECKPOINTING):
+            raise SettingsError(f"model.checkpointing is {checkpointing!r}; it must be auto, {', '.join(CHECKPOINTING)}")
         super().__init__(*args, **kwargs)
+        self.fused, self.checkpointing = fused, checkpointing
+        self._step = None  # a FusedStep, or False once it is known that there is none
 
     def _dispatch_lm_model_cfg(self, cfg, max_position_embeddings=None):
         quantization = cfg.get("quantization_config") or {}
@@ -47,7 +66,20 @@ class WulewuleFinetune(SupervisedFinetune):
             llm_cfg["attn_implementation"] = "flash_attention_2"  # XTuner's own way of keeping documents apart needs it
         return super().build_llm_from_cfg(llm_cfg, use_varlen_attn, max_position_embeddings)
 
+    def _prepare_for_lora(self, peft_model=None, use_activation_checkpointing=True):
+        if self.llm.get_input_embeddings().weight.dtype != torch.bfloat16 or peft_model is not None:
+            return super()._prepare_for_lora(peft_model, use_activation_checkpointing)
+        self.llm.requires_grad_(False)
+        if self.lora.target_modules is None:
+            self.lora.target_modules = find_all_linear_names(self.llm)
+        self.llm = get_peft_model(self.llm, self.lora)
+
     def forward(self, data, data_samples=None, mode="loss"):
+        if mode == "loss" and self.training and torch.is_grad_enabled() and _served(data):
+            if self._step is None:
+                self._step = self._fused_step()
+            if self._step:
+                return {"loss": self._step(data["input_ids"], data["labels"], _positions(data), data.get("document_ids"))}
         document_ids = data.get("document_ids")
         if document_ids is not None:
             implementation = self.llm.config._attn_implementation
@@ -63,22 +95,52 @@ class WulewuleFinetune(SupervisedFinetune):
             data["attention_mask"] = document_mask(document_ids, dtype)
         return super().forward(data, data_samples, mode)
 
+    def _fused_step(self):
+        """Return the fused step, False where there is none; log which."""
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled() else self.llm.get_input_embeddings().weight.dtype
+        reason = self._why_not_here(dtype) if self.fused is None else None
+        if self.fused is not False:
+            reason = reason or self._why_never()
+        if self.fused and reason:
+            raise SettingsError(f"model.fused is True, but the fused step can't be used: {reason}; remove it")
+        if self.fused is False or reason:
+            print_log(f"XTuner's own step is used, not the fused one: {reason or 'model.fused is False'}", logger="current")
+            return False
+        return FusedStep(self.llm, dtype, compiled=torch.cuda.is_available() and _has_triton(), checkpointing=self.checkpointing)
 
-def document_mask(document_ids, dtype):
-    """Return the additive mask of causal attention within documents.
+    @staticmethod
+    def _why_not_here(dtype):
+        if not torch.cuda.is_available():
+            return "there is no GPU"
+        if not _has_triton():
+            return "Triton is not installed"
+        if dtype != torch.bfloat16 or torch.cuda.get_device_capability() < (8, 0):
+            return f"it computes in bf16, which needs a GPU of 2020 or newer, and here it is {str(dtype).removeprefix('torch.')}"
+        return None
 
-    Args:
-        document_ids (torch.Tensor): of each token the number of its document within the row, shape (batch, tokens).
-        dtype (torch.dtype): that of the hidden states.
+    def _why_never(self):
+        if self.use_varlen_attn:
+            return "use_varlen_attn is set"
+        if get_sequence_parallel_world_size() > 1:
+            return "sequence_parallel_size is over 1"
+        if any(hasattr(parameter, "ds_id") for parameter in self.llm.parameters()):
+            return "ZeRO-3 spreads the parameters"
+        return why_not(self.llm)
 
-    Returns:
-        torch.Tensor: 0 where a token (second to last dimension) sees another one (last), else the lowest number, shape
-        (batch, 1, tokens, tokens).
-    """
-    tokens = document_ids.shape[1]
-    hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=document_ids.device).triu(1)
-    hidden = hidden | (document_ids[:, None, :, None] != document_ids[:, None, None, :])
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+
+def _served(data):
+    """Return whether a batch has nothing but rows padded on the right."""
+    mask = data.get("attention_mask")
+    return mask is None or (mask.dim() == 2 and bool((mask[:, 1:] <= mask[:, :-1]).all()))
+
+
+def _positions(data):
+    positions, ids = data.get("position_ids"), data["input_ids"]
+    return torch.arange(ids.shape[1], device=ids.device).expand_as(ids) if positions is None else positions
+
+
+def _has_triton():
+    return importlib.util.find_spec("triton") is not None
 
 
 def _has_npu():

@@ -1,0 +1,315 @@
+"""The fused step against XTuner's plain model: loss and the gradients of every adapter, in fp32 on the CPU."""
+
+import atexit
+import copy
+import functools
+import shutil
+import tempfile
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from peft import LoraConfig
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from xtuner.model import SupervisedFinetune
+
+from xtuner_wulewule.errors import SettingsError
+from xtuner_wulewule.model import finetune
+from xtuner_wulewule.model.finetune import WulewuleFinetune
+from xtuner_wulewule.model.fused import math, shapes
+from xtuner_wulewule.model.fused.step import FusedStep
+from xtuner_wulewule.model.tiny import tiny_model
+
+SIZES = dict(vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "llama3": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            **SIZES,
+            rope_scaling=dict(
+                rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+            ),
+        )
+    ),
+    "tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
+    "wide_heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, head_dim=32)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),  # with biases
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
+}
+
+
+def lora(**changes):
+    return LoraConfig(**{**dict(r=8, lora_alpha=16, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"), **changes})
+
+
+@functools.cache
+def folder_of(name):
+    if name == "internlm2":
+        return tiny_model()
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    torch.manual_seed(0)
+    MODELS[name]().save_pretrained(folder)
+    return folder
+
+
+def tune(name, kind=WulewuleFinetune, adapter=None, **arguments):
+    llm = ConfigDict(
+        type=AutoModelForCausalLM.from_pretrained,
+        pretrained_model_name_or_path=folder_of(name),
+        trust_remote_code=True,
+        torch_dtype=torch.float32,
+        attn_implementation="sdpa",
+    )
+    torch.manual_seed(0)
+    model = kind(llm=llm, lora=adapter or lora(), use_activation_checkpointing=False, **arguments).train()
+    generator = torch.Generator().manual_seed(1)
+    for key, parameter in model.llm.named_parameters():
+        if "lora_B" in key:  # zeros at first, which would hide errors in the gradients of A
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+        elif "bias" in key:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    return model
+
+
+def batch(rows=3, tokens=40, documents=False, vocabulary=500):
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(5, vocabulary, (rows, tokens), generator=generator)
+    labels = torch.where(torch.rand(rows, tokens, generator=generator) < 0.4, -100, ids)
+    labels[-1, 25:] = -100
+    data = dict(input_ids=ids, labels=labels, position_ids=torch.arange(tokens).expand(rows, -1).contiguous())
+    if documents:
+        data["document_ids"] = torch.ones(rows, tokens, dtype=torch.int32)
+        data["document_ids"][:, 17:] = 2
+        data["document_ids"][-1, 25:] = 0
+        data["position_ids"] = data["position_ids"].clone()
+        data["position_ids"][:, 17:] -= 17
+    return data
+
+
+def grads(model, data):
+    model.zero_grad()
+    loss = model(data)["loss"]
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal(model, plain, data, limit=1e-5):
+    loss, found = grads(model, data)
+    plain_loss, expected = grads(plain, data)
+    assert model._step and (loss - plain_loss).abs() <= limit * plain_loss.abs()
+    trained = {name for name, p in plain.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys() == trained and len(trained) > 10
+    errors = {name: float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected}
+    assert max(errors.values()) <= limit, errors
+    return loss
+
+
+def plain_twin(model):
+    """The same weights in a model that takes XTuner's way."""
+    twin = copy.deepcopy(model)
+    twin.fused, twin._step = False, None
+    return twin
+
+
+@pytest.mark.parametrize("documents", [False, True], ids=["rows", "documents"])
+@pytest.mark.parametrize("name", [*MODELS, "internlm2"])
+def test_loss_and_gradients_are_those_of_the_plain_model(name, documents):
+    model = tune(name, fused=True)
+    assert_equal(model, plain_twin(model), batch(documents=documents))
+
+
+def test_plain_twin_is_xtuners_model():
+    model = tune("internlm2", kind=SupervisedFinetune)
+    ours = tune("internlm2", fused=True)
+    loss, found = grads(model, batch())
+    our_loss, our_grads = grads(ours, batch())
+    assert our_loss == pytest.approx(float(loss), rel=1e-5) and found.keys() == our_grads.keys()
+    assert max(float((our_grads[name] - found[name]).norm() / found[name].norm()) for name in found) <= 1e-5
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_checkpointing_changes_nothing(checkpointing, rate):
+    model = tune("internlm2", adapter=lora(lora_dropout=rate), fused=True)
+    torch.manual_seed(5)
+    loss, expected = grads(model, batch(documents=True))
+    model.checkpointing, model._step = checkpointing, None
+    torch.manual_seed(5)
+    again, found = grads(model, batch(documents=True))
+    assert model._step.decoder.checkpointing == checkpointing and again == loss
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-5, atol=1e-9) for name in expected)
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 2])
+def test_micro_batches_change_nothing(rows_at_a_time):
+    model = tune("llama", fused=True)
+    plain = plain_twin(model)
+    data = batch(rows=5, documents=True)
+    model._step = model._fused_step()
+    model._step.tokens = 40 * rows_at_a_time
+    assert_equal(model, plain, data)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [dict(target_modules=["wqkv", "wo"]), dict(target_modules=["w1", "w2", "output"]), dict(target_modules=["w3"], use_rslora=True)],
+)
+def test_adapters_on_some_layers(adapter):
+    model = tune("internlm2", adapter=lora(**adapter), fused=True)
+    plain = plain_twin(model)
+    loss, found = grads(model, batch())
+    plain_loss, expected = grads(plain, batch())
+    assert loss == pytest.approx(float(plain_loss), rel=1e-5) and found.keys() == expected.keys()
+    assert max(float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected) <= 1e-5
+
+
+def test_weights_that_are_kept_dequantised_change_nothing():
+    model = tune("qwen2", fused=True)
+    plain = plain_twin(model)
+    model._step = model._fused_step()
+    model._step.decoder.make_resident()
+    for _ in range(2):  # the adapters are merged anew in each step
+        assert_equal(model, plain, batch())
+        for one, two in zip(model.parameters(), plain.parameters(), strict=True):
+            if one.requires_grad:
+                one.data.add_(0.01)
+                two.data.add_(0.01)
+
+
+def test_accumulation_and_the_scale_of_the_loss_reach_the_gradients():
+    model = tune("llama", fused=True)
+    plain = plain_twin(model)
+    for one in (model, plain):
+        for rows in (2, 3):
+            (one(batch(rows=rows))["loss"] * 7).backward()
+    for (name, one), two in zip(model.named_parameters(), plain.parameters(), strict=True):
+        if one.requires_grad:
+            assert float((one.grad - two.grad).norm() / two.grad.norm()) <= 1e-5, name
+
+
+def test_batch_in_which_nothing_is_trained():
+    model = tune("llama", fused=True)
+    data = batch()
+    data["labels"][:] = -100
+    loss, found = grads(model, data)
+    assert loss == 0 and all((grad == 0).all() for grad in found.values())
+
+
+def test_backward_of_an_earlier_forward_is_refused():
+    model = tune("llama", fused=True)
+    first = model(batch())["loss"]
+    model(batch())
+    with pytest.raises(RuntimeError, match="backward must follow its own forward"):
+        first.backward()
+
+
+# dropout
+
+
+def test_mask_of_dropout_keeps_at_its_rate_and_independently():
+    torch.manual_seed(0)
+    x = torch.ones(4096, 64)
+    masks = [math.draw_mask(x, 0.1) for _ in range(2)]
+    kept = [math.drop(x, mask, 0.1) for mask in masks]
+    for one in kept:
+        assert one.unique().tolist() == pytest.approx([0, 1 / 0.9])
+        rates = (one != 0).float().mean(0)
+        assert abs(float(rates.mean()) - 0.9) < 4 * (0.09 / one.numel()) ** 0.5
+        assert float((rates - 0.9).abs().max()) < 5 * (0.09 / len(x)) ** 0.5  # every channel
+    dropped = [(one == 0).float() for one in (*kept, kept[0].roll(1, 1))]
+    for other in dropped[1:]:  # two masks, and neighbours within one, meet as often as chance has it
+        assert abs(float((dropped[0] * other).mean()) - 0.01) < 5 * (0.01 / x.numel()) ** 0.5
+    assert torch.equal(math.add_dropped(x, x, masks[0], 0.1), x + kept[0])
+
+
+def test_loss_and_gradients_under_dropout_have_the_plain_models_distribution():
+    model = tune("llama", adapter=lora(lora_dropout=0.3), fused=True)
+    plain = plain_twin(model)
+    draws = {}
+    for one in (model, plain):
+        torch.manual_seed(3)
+        losses, first = [], []
+        for _ in range(300):
+            loss, found = grads(one, batch(rows=1))
+            losses.append(loss)
+            first.append(torch.cat([grad.flatten()[:40] for grad in found.values()]))
+        draws[one] = torch.stack(losses), torch.stack(first)
+    for ours, theirs in zip(draws[model], draws[plain], strict=True):
+        error = ((ours.var(0) + theirs.var(0)) / 300).sqrt()
+        z = (ours.mean(0) - theirs.mean(0)) / error.clamp(min=1e-12)
+        assert z.abs().max() < 5 and (z.numel() == 1 or z.square().mean() < 1.6)  # a standard normal's mean square is 1
+        ratio = (ours.std(0) / theirs.std(0).clamp(min=1e-12)).flatten()
+        assert 0.75 < ratio.min() and ratio.max() < 1.33 and abs(float(ratio.mean()) - 1) < 0.05
+
+
+# where it is not used
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        (dict(adapter=lora(use_dora=True)), "DoRA"),
+        (dict(adapter=lora(target_modules=["q_proj", "embed_tokens"])), "none of attention"),
+        (dict(adapter=lora(modules_to_save=["norm"], target_modules=["q_proj"])), "modules_to_save"),
+    ],
+)
+def test_why_an_adapter_is_not_served(change, why):
+    model = tune("llama", **change)
+    assert why in shapes.why_not(model.llm)
+    model.fused = True
+    with pytest.raises(SettingsError, match=f"the fused step can't be used: .*{why}"):
+        model(batch())
+
+
+def test_why_a_model_is_not_served():
+    assert shapes.why_not(LlamaForCausalLM(LlamaConfig(**SIZES))) == "it is trained without LoRA"
+    model = tune("mistral")
+    model.llm.get_base_model().config.sliding_window = 16
+    assert "sliding-window" in shapes.why_not(model.llm)
+    next(p for p in model.llm.parameters() if not p.requires_grad).requires_grad = True
+    model.llm.get_base_model().config.sliding_window = None
+    assert "something other than LoRA" in shapes.why_not(model.llm)
+
+
+def test_a_cpu_takes_xtuners_way_and_says_so(monkeypatch):
+    said = []
+    monkeypatch.setattr(finetune, "print_log", lambda text, **_: said.append(text))
+    model = tune("llama")
+    loss = model(batch())["loss"]
+    assert model._step is False and loss.requires_grad
+    model(batch())
+    assert said == ["XTuner's own step is used, not the fused one: there is no GPU"]
+
+
+def test_settings_that_do_not_exist():
+    with pytest.raises(SettingsError, match="model.checkpointing is 'some'"):
+        tune("llama", checkpointing="some")
+
+
+def test_evaluation_is_not_touched():
+    model = tune("llama", fused=True)
+    with torch.no_grad():
+        assert model(batch(), mode="tensor").logits.shape == (3, 40, 512)
+    assert model.eval()(batch())["loss"].requires_grad and model._step is None
+
+
+def test_generation_after_a_step():
+    model = tune("internlm2", fused=True)
+    grads(model, batch())
+    assert model.llm.generate(input_ids=batch()["input_ids"][:1, :5], max_new_tokens=3, do_sample=False).shape == (1, 8)
+
+
+def test_micro_batch_is_chosen_from_the_shapes():
+    model = tune("llama", fused=True)
+    step = FusedStep(model.llm, torch.float32, compiled=False)
+    sizes = [step.decoder.token_bytes(level) for level in ("none", "selective", "full")]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[2]

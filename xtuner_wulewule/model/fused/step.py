@@ -1,0 +1,247 @@
+"""Loss and gradients of a batch, by micro-batches that fit the memory, each on a GPU one recorded graph of kernels.
+
+A step of a small model is bound by launching its kernels from Python; a CUDA graph launches them all at once, so that two rows at a time
+are as fast as sixteen, in a fraction of their memory.
+"""
+
+import logging
+
+import torch
+
+from xtuner_wulewule.errors import ModelError
+from xtuner_wulewule.model.fused.attention import Layout, document_mask, varlen_attn
+from xtuner_wulewule.model.fused.decoder import Decoder, Place
+from xtuner_wulewule.model.fused.math import Kernels
+from xtuner_wulewule.model.fused.shapes import parts_of
+
+TOKENS = 4096  # of a micro-batch: more are hardly faster (docs/decisions.md)
+LENGTHS = 256  # rows are padded to a multiple: few graphs serve batches of any length
+DOCUMENTS = 32  # bounds between documents come in multiples of this
+CHECKPOINTING = ("none", "selective", "full")
+RESERVE = 2**30  # bytes left to the optimizer, the evaluation and the libraries
+IGNORED = -100
+
+
+class FusedStep:
+    """Computes the loss of batches and the gradients of all LoRA adapters.
+
+    Args:
+        llm (torch.nn.Module): a peft model for which `shapes.why_not` returns None.
+        dtype (torch.dtype): of the matrix products.
+        residual (torch.dtype, optional): of the residual stream; that of the products by default.
+        compiled (bool): compile the element-wise parts, and record graphs, which need a GPU.
+        checkpointing (str): "none", "selective", "full", or "auto", the least with which a row fits the memory.
+        resident (bool | str): keep the weights dequantised, which takes 2 bytes a parameter and is faster; "auto" where there is room.
+        tokens (int): tokens of a micro-batch at most; at least a row.
+    """
+
+    def __init__(self, llm, dtype, residual=None, compiled=True, checkpointing="auto", resident="auto", tokens=TOKENS):
+        self.parts = parts_of(llm.get_base_model())
+        self.device = self.parts.embedding.weight.device
+        self.dtype, self.recorded, self.tokens = dtype, compiled and self.device.type == "cuda", tokens
+        self.checkpointing, self.resident = checkpointing, resident
+        self.decoder = Decoder(self.parts, dtype, residual or dtype, Kernels(compiled))
+        self.parameters = self.decoder.parameters
+        self.graphs, self.pool, self.steps = {}, None, 0
+
+    def __call__(self, input_ids, labels, position_ids, document_ids=None):
+        """Return the mean loss of the trained tokens; its backward gives the adapters their gradients.
+
+        Args:
+            input_ids (torch.Tensor): (rows, tokens).
+            labels (torch.Tensor): (rows, tokens), -100 where not trained; each token is predicted from those before it.
+            position_ids (torch.Tensor): (rows, tokens).
+            document_ids (torch.Tensor, optional): as of `document_mask`; without it each row is one document.
+
+        Raises:
+            ModelError: not even one row fits the memory.
+        """
+        return _Loss.apply(self, (input_ids, labels, position_ids, document_ids), *self.parameters)
+
+    def run(self, input_ids, labels, position_ids, document_ids):
+        """Compute the gradients, which the decoder then holds; return the loss."""
+        self.steps += 1
+        batch = Batch(input_ids, labels, position_ids, document_ids, self.parts.rotary, LENGTHS if self.recorded else 1, self.dtype)
+        if self.steps == 1:
+            self._plan(batch.tokens)
+        while True:
+            try:
+                parts = batch.parts(max(1, self.tokens // batch.tokens), self.recorded)
+                self._record(parts)
+                self.decoder.begin_step()
+                return sum(self._add(part) for part in parts)
+            except torch.OutOfMemoryError:
+                self._step_down(batch.tokens)
+
+    def _add(self, part):
+        graph = self.graphs.get(part.key)
+        return graph(part) if graph else self.decoder.add_batch(part.ids, part.targets, part.weight, part.place())
+
+    def _record(self, parts):
+        """Record the graphs that are missing."""
+        for part in parts:
+            if self.recorded and part.key not in self.graphs:
+                self._add(part)  # compiles, and lets libraries make their plans
+                self.graphs[part.key] = _Graph(self.decoder, part, self.pool)
+                self.pool = self.graphs[part.key].graph.pool()
+
+    def _plan(self, tokens):
+        """Choose checkpointing, resident weights and the size of micro-batches by the memory that is free."""
+        if self.device.type != "cuda":
+            self.decoder.checkpointing = "none" if self.checkpointing == "auto" else self.checkpointing
+            return
+        free = _free_memory(self.device) - RESERVE - self.decoder.head_bytes()
+        levels = CHECKPOINTING if self.checkpointing == "auto" else (self.checkpointing,)
+        fitting = [level for level in levels if self.decoder.token_bytes(level) * tokens <= free]
+        self.decoder.checkpointing = (fitting or levels[-1:])[0]
+        a_token = self.decoder.token_bytes(self.decoder.checkpointing)
+        wanted = min(self.tokens, max(tokens, TOKENS))
+        weights = self.decoder.weight_bytes()
+        if self.resident is True or (self.resident == "auto" and a_token * wanted + weights <= free):
+            self.decoder.make_resident()
+            free -= weights
+        self.tokens = max(tokens, min(self.tokens, int(free / a_token)))
+        self._tell(tokens)
+
+    def _step_down(self, tokens):
+        """Take smaller micro-batches, or compute more again, after the memory has run out."""
+        self.graphs, self.pool = {}, None
+        torch.cuda.empty_cache()
+        level = CHECKPOINTING.index(self.decoder.checkpointing)
+        if self.tokens >= 2 * tokens:
+            self.tokens //= 2
+        elif level + 1 < len(CHECKPOINTING) and self.checkpointing == "auto":
+            self.decoder.checkpointing = CHECKPOINTING[level + 1]
+        else:
+            raise ModelError(
+                f"the GPU's memory is too small for a row of {tokens} tokens; lower max_length in PART 1 of the config, or take a smaller model"
+            ) from None
+        self._tell(tokens, "Out of memory; going on with less. ")
+
+    def _tell(self, tokens, before=""):
+        from mmengine.logging import print_log
+
+        weights = "kept dequantised" if self.decoder.resident else "dequantised for each use"
+        text = f"{before}Fused step: {max(1, self.tokens // tokens)} rows at a time, checkpointing {self.decoder.checkpointing}, weights {weights}"
+        print_log(text, logger="current", level=logging.WARNING if before else logging.INFO)
+
+
+class _Loss(torch.autograd.Function):
+    """Loss of a batch; the gradients are computed with it."""
+
+    @staticmethod
+    def forward(ctx, step, batch, *parameters):
+        with torch.autocast(step.device.type, enabled=False):
+            loss = step.run(*batch)
+        ctx.step, ctx.number, ctx.dtypes = step, step.steps, [parameter.dtype for parameter in parameters]
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        if ctx.number != ctx.step.steps:
+            raise RuntimeError("backward must follow its own forward: the fused step holds the gradients of one batch")
+        grads = ctx.step.decoder.gradients()
+        return None, None, *(found.mul(grad).to(dtype) for found, dtype in zip(grads, ctx.dtypes, strict=True))
+
+
+class Batch:
+    """Rows as the decoder needs them.
+
+    Args: as for `FusedStep`, and
+        rotary (torch.nn.Module): as of `shapes.Parts`.
+        multiple (int): the rows are padded to a multiple of so many tokens.
+        dtype (torch.dtype): of the mask, where one is needed.
+    """
+
+    def __init__(self, input_ids, labels, position_ids, document_ids, rotary, multiple, dtype):
+        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        self.weight = 1 / (targets != IGNORED).sum().clamp(min=1)
+        self.documents = document_ids
+        self.dtype = dtype
+        missing = -input_ids.shape[1] % multiple
+        self.columns = [self._padded(x, missing, value) for x, value in ((input_ids, 0), (targets, IGNORED), (position_ids, 0))]
+        if document_ids is not None:
+            self.documents = self._padded(document_ids, missing, 0)
+        self.rows, self.tokens = self.columns[0].shape
+        self.cos, self.sin = rotary(torch.zeros(1, device=input_ids.device), self.columns[2])
+
+    @staticmethod
+    def _padded(x, tokens, value):
+        return torch.nn.functional.pad(x, (0, tokens), value=value) if tokens else x
+
+    def parts(self, rows, full):
+        """Return micro-batches (list[Part]) of so many rows; where `full`, the last is filled up with empty rows."""
+        return [self._part(begin, rows, full) for begin in range(0, self.rows, rows)]
+
+    def _part(self, begin, rows, full):
+        def cut(x, value=0):
+            x = x[begin : begin + rows]
+            missing = rows - len(x) if full else 0
+            return torch.cat([x, x.new_full((missing, *x.shape[1:]), value)]) if missing else x
+
+        ids, targets, cos, sin = cut(self.columns[0]), cut(self.columns[1], IGNORED), cut(self.cos), cut(self.sin)
+        documents = cut(self.documents) if self.documents is not None else None
+        return Part(ids, targets, self.weight, cos, sin, documents, self.dtype)
+
+
+class Part:
+    """A micro-batch: `ids`, `targets`, `cos`, `sin` of its tokens laid end to end, `weight`, and what keeps the documents apart.
+
+    Attributes:
+        key (tuple): parts with the same can share a graph.
+    """
+
+    def __init__(self, ids, targets, weight, cos, sin, documents, dtype):
+        self.shape = tuple(ids.shape)
+        self.ids, self.targets, self.weight = ids.flatten(), targets.flatten(), weight
+        self.cos, self.sin = cos.flatten(0, 1), sin.flatten(0, 1)
+        self.bounds = self.mask = None
+        if documents is not None:
+            if varlen_attn is not None and ids.is_cuda and dtype != torch.float32:
+                self.bounds = _bounds(documents)
+            else:
+                self.mask = document_mask(documents, dtype)
+        self.key = self.shape, None if self.bounds is None else len(self.bounds), self.mask is not None
+
+    def tensors(self):
+        """Return what differs between parts of the same key (list[torch.Tensor])."""
+        found = self.ids, self.targets, self.weight, self.cos, self.sin, self.bounds, self.mask
+        return [tensor for tensor in found if tensor is not None]
+
+    def place(self):
+        """Return the `decoder.Place`."""
+        return Place(self.cos, self.sin, Layout(self.shape, self.bounds, self.mask))
+
+
+def _bounds(documents):
+    """Return the places between documents (int32), their number a multiple of DOCUMENTS; the last is repeated."""
+    new = torch.ones(documents.shape, dtype=torch.bool, device=documents.device)
+    new[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    begins = new.flatten().nonzero().flatten().to(torch.int32)
+    return torch.nn.functional.pad(begins, (0, DOCUMENTS - len(begins) % DOCUMENTS), value=documents.numel())
+
+
+class _Graph:
+    """A recorded micro-batch."""
+
+    def __init__(self, decoder, part, pool):
+        self.part = part
+        for name in ("ids", "targets", "weight", "cos", "sin", "bounds", "mask"):
+            if (tensor := getattr(part, name)) is not None:
+                setattr(part, name, tensor.clone())
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+            self.loss = decoder.add_batch(part.ids, part.targets, part.weight, part.place())
+
+    def __call__(self, part):
+        torch._foreach_copy_(self.part.tensors(), part.tensors())
+        self.graph.replay()
+        return self.loss.clone()
+
+
+def _free_memory(device):
+    """Return the bytes that this process may still take."""
+    free, whole = torch.cuda.mem_get_info(device)
+    reserved, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
+    return min(free + reserved, int(whole * fraction)) - used
