@@ -494,7 +494,7 @@ class Runs:
         self.folder, self.pythons, self.count = Path(folder), pythons, 0
 
     def run(self, name, job):
-        """Run a job and return its answer (dict), which holds `error` where it failed."""
+        """Run a job and return its answer (dict), which holds `error` and the end of the `log` where it failed."""
         self.count += 1
         home = self.folder / name
         home.mkdir(exist_ok=True)
@@ -518,10 +518,12 @@ class Runs:
                 status = subprocess.run(command, env=env, cwd=home, stdout=stream, stderr=subprocess.STDOUT, timeout=TIMEOUT).returncode
             except subprocess.TimeoutExpired:
                 status = f"nothing after {TIMEOUT} s"
-        if not answer.is_file():
-            lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-            return dict(error=f"the process ended with status {status}: {lines[-1] if lines else 'no output'}")
-        return json.loads(answer.read_text(encoding="utf-8"))
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        if answer.is_file():
+            found = json.loads(answer.read_text(encoding="utf-8"))
+        else:
+            found = dict(error=f"the process ended with status {status}: {lines[-1] if lines else 'no output'}")
+        return {**found, "log": lines[-40:]} if "error" in found else found
 
     def missing(self, way):
         """Return the packages that a way lacks in its Python (list[str])."""
@@ -725,7 +727,7 @@ def benchmark(args, only, runs):
             job = dict(do="train", model=models[settings["shape"]], rows=rows_file, tokens=size["tokens"], steps=args.steps)
             answer = runs.run(name, {**job, **settings, "memory_gib": args.memory_gib})
             if "error" in answer:
-                failed[name] = answer["error"]
+                failed[name] = answer
                 say(f"{name:36} failed: {answer['error']}")
                 continue
             known[settings["way"]] = answer.pop("versions")
@@ -745,7 +747,7 @@ def benchmark(args, only, runs):
             ),
             rows=rows,
             summary=summary(rows),
-            failed=[dict(name=name, error=error) for name, error in failed.items()],
+            failed=[dict(name=name, **answer) for name, answer in failed.items()],
         )
         write(result, target)
     print(table(result))

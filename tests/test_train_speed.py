@@ -59,3 +59,4 @@ def test_tiny_run_writes_rows_and_says_what_failed(tmp_path):
     (next((tmp_path / "models").glob("internlm2-*")) / "model.safetensors").write_bytes(b"")
     failing = run(*options, "--only", only, "--overwrite")
     assert failing.returncode == 1 and "failed: " in failing.stderr and "Traceback" not in failing.stderr
+    assert any("safetensors" in line for one in json.loads(out.read_text())["failed"] for line in one["log"])
