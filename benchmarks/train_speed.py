@@ -644,6 +644,8 @@ def size_of(folder):
 
 
 def parsed():
+    if importlib.util.find_spec("xtuner_wulewule") is None:
+        sys.exit("train_speed needs this plugin in its own Python: pip install -e .")
     from xtuner_wulewule import paths
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
