@@ -75,7 +75,7 @@ WAYS = [
     *(
         ("ours", shape, checkpointing, dropout, micro)
         for shape in ("internlm2", "llama")
-        for checkpointing, micro in (("full", 16), ("none", 16), ("none", 8), ("none", 2))
+        for checkpointing, micro in (("full", 2), ("none", 1), ("none", 2), ("none", 8))
         for dropout in (0, 0.1)
     ),
 ]
@@ -116,13 +116,14 @@ def train_published(job):
     return train_in_xtuner(job, model, dtype, default_collate_fn)
 
 
-def build_ours(shape, dropout, checkpointing):
+def build_ours(shape, dropout, checkpointing, micro_batch):
     """Build our model. The one place that knows the arguments of `WulewuleFinetune`.
 
     Args:
         shape (dict): `name` ("internlm2" or "llama") and `model`, its folder.
         dropout (float): of LoRA.
         checkpointing (str): "full" or "none".
+        micro_batch (int): rows of 2048 tokens that are computed at a time.
 
     Returns:
         tuple: the model, and the name of the type it computes in (str).
@@ -133,14 +134,14 @@ def build_ours(shape, dropout, checkpointing):
     dtype = compute_dtype()
     llm, lora = xtuner_config(shape["model"], dropout, dtype)
     lora.target_modules = TARGETS[shape["name"]]
-    return WulewuleFinetune(llm=llm, lora=lora, use_activation_checkpointing=checkpointing == "full"), dtype
+    return WulewuleFinetune(llm=llm, lora=lora, checkpointing=checkpointing, micro_batch_tokens=micro_batch * TOKENS), dtype
 
 
 def train_ours(job):
     from xtuner_wulewule.dataset.build import wulewule_collate_fn
 
-    model, dtype = build_ours(dict(name=job["shape"], model=job["model"]), job["dropout"], job["checkpointing"])
-    return train_in_xtuner(job, model, dtype, wulewule_collate_fn)
+    model, dtype = build_ours(dict(name=job["shape"], model=job["model"]), job["dropout"], job["checkpointing"], job["micro_batch"])
+    return train_in_xtuner({**job, "micro_batch": ROWS}, model, dtype, wulewule_collate_fn)  # it divides the batch itself
 
 
 def train_trl(job):

@@ -14,7 +14,7 @@ from xtuner_wulewule import compat
 from xtuner_wulewule.errors import ModelError, SettingsError
 from xtuner_wulewule.model.fused.attention import document_mask
 from xtuner_wulewule.model.fused.shapes import why_not
-from xtuner_wulewule.model.fused.step import CHECKPOINTING, FusedStep
+from xtuner_wulewule.model.fused.step import CHECKPOINTING, TOKENS, FusedStep
 from xtuner_wulewule.model.hub import find_model
 
 
@@ -33,6 +33,7 @@ class WulewuleFinetune(SupervisedFinetune):
         fused (bool, optional): whether to use `FusedStep`. Defaults to None: where a GPU with bf16 gains from it.
         checkpointing (str): of the fused step: "none", "selective", "full", or "auto", the least with which the memory suffices. Rows are
             taken in micro-batches that fit, so that `batch_size` costs no memory. Defaults to "auto".
+        micro_batch_tokens (int): of the fused step: tokens that are computed at a time, at least a row; fewer where the memory is short.
 
     Raises:
         ModelError: the model is neither a folder nor in reach, or needs a GPU that is not there; or its attention can't keep documents
@@ -40,12 +41,12 @@ class WulewuleFinetune(SupervisedFinetune):
         SettingsError: `checkpointing` has a value that it can't have, or `fused` is True and can't be had.
     """
 
-    def __init__(self, *args, fused=None, checkpointing="auto", **kwargs):
+    def __init__(self, *args, fused=None, checkpointing="auto", micro_batch_tokens=TOKENS, **kwargs):
         compat.cpu_bf16_query(device)  # where the start-up file is switched off nobody else has
         if checkpointing not in ("auto", *CHECKPOINTING):
             raise SettingsError(f"model.checkpointing is {checkpointing!r}; it must be auto, {', '.join(CHECKPOINTING)}")
         super().__init__(*args, **kwargs)
-        self.fused, self.checkpointing = fused, checkpointing
+        self.fused, self.checkpointing, self.micro_batch_tokens = fused, checkpointing, micro_batch_tokens
         self._step = None  # a FusedStep, or False once it is known that there is none
 
     def _dispatch_lm_model_cfg(self, cfg, max_position_embeddings=None):
@@ -106,7 +107,13 @@ class WulewuleFinetune(SupervisedFinetune):
         if self.fused is False or reason:
             print_log(f"XTuner's own step is used, not the fused one: {reason or 'model.fused is False'}", logger="current")
             return False
-        return FusedStep(self.llm, dtype, compiled=torch.cuda.is_available() and _has_triton(), checkpointing=self.checkpointing)
+        return FusedStep(
+            self.llm,
+            dtype,
+            compiled=torch.cuda.is_available() and _has_triton(),
+            checkpointing=self.checkpointing,
+            tokens=self.micro_batch_tokens,
+        )
 
     @staticmethod
     def _why_not_here(dtype):

@@ -28,19 +28,19 @@ class FusedStep:
     Args:
         llm (torch.nn.Module): a peft model for which `shapes.why_not` returns None.
         dtype (torch.dtype): of the matrix products.
-        residual (torch.dtype, optional): of the residual stream; that of the products by default.
+        residual (torch.dtype): of the residual stream and its gradient. Defaults to fp32, as XTuner has it (docs/decisions.md).
         compiled (bool): compile the element-wise parts, and record graphs, which need a GPU.
         checkpointing (str): "none", "selective", "full", or "auto", the least with which a row fits the memory.
         resident (bool | str): keep the weights dequantised, which takes 2 bytes a parameter and is faster; "auto" where there is room.
         tokens (int): tokens of a micro-batch at most; at least a row.
     """
 
-    def __init__(self, llm, dtype, residual=None, compiled=True, checkpointing="auto", resident="auto", tokens=TOKENS):
+    def __init__(self, llm, dtype, residual=torch.float32, compiled=True, checkpointing="auto", resident="auto", tokens=TOKENS):
         self.parts = parts_of(llm.get_base_model())
         self.device = self.parts.embedding.weight.device
         self.dtype, self.recorded, self.tokens = dtype, compiled and self.device.type == "cuda", tokens
         self.checkpointing, self.resident = checkpointing, resident
-        self.decoder = Decoder(self.parts, dtype, residual or dtype, Kernels(compiled))
+        self.decoder = Decoder(self.parts, dtype, residual, Kernels(compiled))
         self.parameters = self.decoder.parameters
         self.graphs, self.pool, self.steps = {}, None, 0
 
@@ -114,7 +114,8 @@ class FusedStep:
             self.decoder.checkpointing = CHECKPOINTING[level + 1]
         else:
             raise ModelError(
-                f"the GPU's memory is too small for a row of {tokens} tokens; lower max_length in PART 1 of the config, or take a smaller model"
+                f"the GPU's memory is too small for a row of {tokens} tokens; lower max_length in PART 1 of the config, "
+                "or take a smaller model"
             ) from None
         self._tell(tokens, "Out of memory; going on with less. ")
 
@@ -122,7 +123,8 @@ class FusedStep:
         from mmengine.logging import print_log
 
         weights = "kept dequantised" if self.decoder.resident else "dequantised for each use"
-        text = f"{before}Fused step: {max(1, self.tokens // tokens)} rows at a time, checkpointing {self.decoder.checkpointing}, weights {weights}"
+        rows = max(1, self.tokens // tokens)
+        text = f"{before}Fused step: {rows} rows at a time, checkpointing {self.decoder.checkpointing}, weights {weights}"
         print_log(text, logger="current", level=logging.WARNING if before else logging.INFO)
 
 
