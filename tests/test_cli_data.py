@@ -1,7 +1,9 @@
 """`wulewule data check`, `stats` and `preview`."""
 
 import json
+import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from xtuner.dataset.utils import encode_fn
 from xtuner.utils import PROMPT_TEMPLATE
 
 from xtuner_wulewule import cli
+from xtuner_wulewule.dataset.build import build_wulewule_dataset
 from xtuner_wulewule.dataset.encode import Encoder
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
 from xtuner_wulewule.dataset.tokens import Lengths, load_tokenizer, templated
@@ -126,11 +129,24 @@ def test_ids_and_labels_are_those_of_xtuner(max_length, model):
             assert (length.tokens - length.lost, length.trained - length.lost_trained) == (len(theirs["input_ids"]), kept)
 
 
-def test_check_says_what_is_cut(model, tmp_path, capsys):
+def test_check_says_what_is_split_and_what_xtuner_would_cut(model, tmp_path, capsys):
     long = {"conversation": [{"input": "说说" * 200, "output": "好" * 100}]}
-    assert data("check", write(tmp_path / "a.jsonl", GOOD, long), "--model", model, "--max-length", 150) == 0
+    file = write(tmp_path / "a.jsonl", GOOD, long)
+    assert data("check", file, "--model", model, "--max-length", 150) == 0
     out = capsys.readouterr().out
-    assert "warning cut: 1" in out and "warning nothing_trained: 1" in out and "a.jsonl:2" in out and "not checked" not in out
+    assert "warning longer: 1" in out and "warning nothing_trained: 1" in out and "a.jsonl:2" in out and "not checked" not in out
+    found = re.search(r"its (\d+) tokens become (\d+) rows .*would cut (\d+) off, (\d+) of them to be trained", out)
+    tokens, rows, cut, cut_trained = map(int, found.groups())
+    tokenizer = load_tokenizer(model)
+    template = partial(template_map_fn, template=PROMPT_TEMPLATE.internlm2_chat)
+    options = dict(packing=None, shuffle=False, cache_dir=tmp_path / "cache")
+    ours = build_wulewule_dataset(file, tokenizer, 150, wulewule_sft_map_fn, template, **options)
+    of_good = Lengths(tokenizer, 150)([("tuning", wulewule_sft_map_fn(GOOD))])[0].tokens
+    assert of_good <= 150 and len(ours) == 1 + rows and sum(ours.length) == of_good + tokens  # nothing is lost
+    mapped = template(wulewule_sft_map_fn(long))
+    whole, theirs = encode_fn(mapped, tokenizer, 10**6), encode_fn(mapped, tokenizer, 150)
+    assert len(whole["input_ids"]) == tokens and tokens - len(theirs["input_ids"]) == cut
+    assert sum(label != IGNORED for label in whole["labels"]) == cut_trained and set(theirs["labels"]) == {IGNORED}
 
 
 def test_stats(model, tmp_path, capsys):
@@ -174,7 +190,7 @@ def test_preview_marks_what_is_trained(model, tmp_path, capsys):
     mapped = wulewule_sft_map_fn(GOOD)
     tokens = Lengths(load_tokenizer(model), 1)([("tuning", mapped)])[0].tokens
     assert data("preview", write(tmp_path / "c.jsonl", GOOD), "--model", model, "--max-length", tokens - 3) == 0
-    assert "✂ cut:" in capsys.readouterr().out
+    assert "✂ beyond --max-length:" in capsys.readouterr().out
     assert data("preview", write(tmp_path / "d.jsonl", {"conversation": []})) == 1
 
 

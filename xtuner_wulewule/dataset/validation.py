@@ -35,7 +35,7 @@ FIXES = {
     "other_name": "name your own assistant there, or give your own list with --other-names",
     "system_varies": "use one system prompt for all rows",
     "system_not_chat": "chat with the same prompt: wulewule chat MODEL --system '…', or leave \"system\" out",
-    "cut": "split it into several rows, or raise --max-length (max_length of the config)",
+    "longer": "make several conversations or texts of it, or raise --max-length (max_length of the config)",
     "nothing_trained": "shorten system and question, or raise --max-length (max_length of the config)",
     "languages": "answer in the language of the question",
     "template": "remove it: it is an instruction or a marker, not part of what was said",
@@ -128,8 +128,8 @@ class Checker:
         other_names (tuple[str]): names of other assistants, which no answer should hold.
         warnings (bool): whether to look for warnings too.
         warned_rows (int, optional): look for them in so many rows only.
-        lengths (callable, optional): called with a list of `(kind, mapped row)`, returns for each the tokens and the trained tokens, whole
-            and after the cut: `dataset.tokens.Lengths`.
+        lengths (callable, optional): called with a list of `(kind, mapped row)`, returns for each a `dataset.tokens.Length`:
+            `dataset.tokens.Lengths`.
     """
 
     def __init__(self, map_fn=None, other_names=texts.OTHER_NAMES, warnings=True, warned_rows=None, lengths=None):
@@ -188,7 +188,7 @@ class Checker:
             if self.lengths is not None:
                 self.waiting.append((self.files[-1], line, kind, mapped))
                 if len(self.waiting) == self.lengths.batch:
-                    self._cut()
+                    self._longer()
         return mapped
 
     def _warned_enough(self):
@@ -197,7 +197,7 @@ class Checker:
     def finish(self):
         """Check what only all rows together show; return the `Report`."""
         if self.waiting:
-            self._cut()
+            self._longer()
         for row, other, code in self.duplicates.find() if self.warnings else ():
             (file, line), (other_file, other_line) = self._place(row), self._place(other)
             same = "the same text as" if code == "duplicate" else "nearly the same text as"
@@ -277,14 +277,20 @@ class Checker:
                 message = f"the question is {pair[0]} and the answer {pair[1]}"
                 self._warning(line, field_of(number, "output"), "languages", message)
 
-    def _cut(self):
+    def _longer(self):
         found = self.lengths([(kind, mapped) for _, _, kind, mapped in self.waiting])
         for (file, line, _, _), length in zip(self.waiting, found, strict=True):
             if length.lost:
-                message = f"{length.lost} of its {length.tokens} tokens are cut off, {length.lost_trained} of them to be trained"
-                self.report.add(file, line, "", WARNING, "cut", message, FIXES["cut"])
-            if length.lost_trained == length.trained:
-                message = "nothing in this row is trained: the answer begins after the last token that is kept"
+                message = (
+                    f"its {length.tokens} tokens become {length.pieces} rows that do not see each other, nothing is lost (a data set of "
+                    f"XTuner's own would cut {length.lost} off, {length.lost_trained} of them to be trained)"
+                )
+                self.report.add(file, line, "", WARNING, "longer", message, FIXES["longer"])
+            if length.trained and length.lost_trained == length.trained:
+                message = (
+                    "the answer is trained in another row than the question, since it begins after --max-length (a data set of XTuner's "
+                    "own would train nothing of it)"
+                )
                 self.report.add(file, line, "", WARNING, "nothing_trained", message, FIXES["nothing_trained"])
         self.waiting = []
 
