@@ -12,6 +12,7 @@ from xtuner_wulewule.dataset.duplicates import Duplicates
 from xtuner_wulewule.dataset.map_fns import field_of, wulewule_pretrain_map_fn, wulewule_sft_map_fn
 from xtuner_wulewule.dataset.progress import each_file
 from xtuner_wulewule.dataset.reader import read_rows
+from xtuner_wulewule.dataset.roles import OPENAI, SHAREGPT
 from xtuner_wulewule.errors import DataError
 from xtuner_wulewule.prompts import WULEWULE_SYSTEM, WULEWULE_SYSTEM_EN
 
@@ -24,10 +25,7 @@ LOOKED_AT = 8  # rows from which the kind of a file is told
 FEW_ROWS = 50  # under so many the share of identity rows says nothing
 IDENTITY_SHARE = (0.01, 0.6)
 SYSTEMS = 100  # different system prompts that are told apart
-ROLES = {
-    "sharegpt": ("conversations", "from", "value", {"system", "human", "user", "gpt", "assistant"}, {"gpt", "assistant"}),
-    "openai": ("messages", "role", "content", {"system", "user", "assistant"}, {"assistant"}),
-}
+MESSAGES = {"sharegpt": SHAREGPT, "openai": OPENAI}
 FIXES = {
     "duplicate": "remove one of them: a repeated row is learned by heart",
     "near_duplicate": "keep the better one, or make them differ more",
@@ -228,16 +226,17 @@ class Checker:
             return False
         fix = f"wulewule data convert {self.files[-1]} --from {found} --out FILE.jsonl"
         self._error(line, "", "other_format", f"looks like a row of the {found} format, which training does not read; {fix}")
-        if found in ROLES:
-            key, role, _, known, answering = ROLES[found]
-            roles = [str(turn.get(role))[:40] for turn in row[key] if isinstance(turn, dict)]
-            for number, name in enumerate(roles):
-                if name not in known:
-                    message = f"unknown role {name!r}; use one of {', '.join(sorted(known))}"
+        if found in MESSAGES:
+            key, role, _, meaning = MESSAGES[found]
+            names = [str(turn.get(role))[:40] for turn in row[key] if isinstance(turn, dict)]
+            for number, name in enumerate(names):
+                if name not in meaning:
+                    message = f"unknown role {name!r}; use one of {', '.join(sorted(meaning))}"
                     self._error(line, f"{key}[{number}].{role}", "unknown_role", message)
-            if roles.count("system") > 1:
+            speakers = [meaning.get(name) for name in names]
+            if speakers.count("system") > 1:
                 self._error(line, key, "second_system", "two system prompts in one conversation; keep the first")
-            if not answering & set(roles):
+            if "assistant" not in speakers:
                 self._error(line, key, "no_answer", "nobody answers in this conversation; add the answer or remove the row")
         return True
 
@@ -315,8 +314,8 @@ def format_of(row):
     """Return the other format that a row looks like ("sharegpt", "openai" or "alpaca"), None where it looks like none."""
     if "conversation" in row or row.get("text") is not None:
         return None
-    for name, (key, _, _, _, _) in ROLES.items():
-        if isinstance(row.get(key), list):
+    for name, form in MESSAGES.items():
+        if isinstance(row.get(form.messages), list):
             return name
     return "alpaca" if "instruction" in row and "output" in row else None
 
