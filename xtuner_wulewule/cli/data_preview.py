@@ -26,14 +26,13 @@ def add_parser(commands):
 
 def run(args):
     """Print the rows; return exit status 0, or raise DataError at a row that is wrong."""
-    from rich.console import Console
-
     from xtuner_wulewule.dataset.tokens import load_tokenizer, templated
     from xtuner_wulewule.dataset.validation import data_files, mapped_rows
+    from xtuner_wulewule.recipe.display import output_console
 
     files = data_files(args.files)
     tokenizer = load_tokenizer(args.model) if args.model else None
-    console = Console(highlight=False, soft_wrap=True)
+    console = output_console()
     for file in files:
         for where, row, kind, problem in islice(mapped_rows(file), args.rows):
             if problem is not None:
