@@ -13,6 +13,7 @@ from xtuner.dataset.utils import encode_fn
 from xtuner.utils import PROMPT_TEMPLATE
 
 from xtuner_wulewule import cli
+from xtuner_wulewule.cli import data_stats
 from xtuner_wulewule.dataset.build import build_wulewule_dataset
 from xtuner_wulewule.dataset.encode import Encoder
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
@@ -160,10 +161,22 @@ def test_stats(model, tmp_path, capsys):
     total = sum(length.tokens for length in Lengths(load_tokenizer(model), 512)(rows))
     packed = -(-total // 512)
     assert f"tokens: {total:,} with the template" in out and f"packed concat: {packed:,} rows of 512" in out
-    assert f"{-(-packed // 4) * 3:,} iterations" in out and "GPU memory of a QLoRA training" in out and "measured on" not in out
+    assert f"{-(-packed // 4) * 3:,} iterations" in out and "GPU memory of a QLoRA training" in out
+    assert "the time rests on 1,000 tokens/s a GPU, as --tokens-per-second says" in out and "measured" not in out
     assert png.read_bytes().startswith(b"\x89PNG") and [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert data("stats", DATA, "--model", model, "--png", png) == 1
     assert "add --overwrite, nothing was changed" in capsys.readouterr().err
+
+
+def test_stats_says_what_the_time_rests_on(model, capsys):
+    assert data("stats", DATA, "--model", model) == 0
+    out = capsys.readouterr().out
+    speed, source = data_stats.MEASURED_SPEED
+    assert out.count(f"the time rests on {speed:,} tokens/s a GPU, {source}\n") == 2  # of each kind
+    rows, tokens, seconds = map(float, re.search(r"(\d+) x (\d+) tokens in ([\d.]+) s", source).groups())
+    assert speed == pytest.approx(rows * tokens / seconds, rel=0.005)
+    iterations, minutes, rest = map(int, re.search(r"(\d+) iterations, as many updates, about (\d+) min (\d+) s", out).groups())
+    assert 60 * minutes + rest == round(iterations * data_stats.BATCH["pretraining"] * 2048 / speed)
 
 
 def test_stats_without_matplotlib(monkeypatch, capsys, tmp_path):
