@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import os
 import random
+import time
 
 import numpy as np
 import pytest
@@ -259,6 +261,19 @@ def test_what_is_kept_in_the_cache(tmp_path, build, monkeypatch):
         write(file, [{"text": f"第{number}只石猴。"}])
         assert build([str(file)]).store.folder != folder
     assert not folder.exists() and len(list(folder.parent.iterdir())) == KEPT_STORES
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path, build):
+    left = {}
+    for name, hours in (("long_ago", 25), ("at_work", 0)):
+        left[name] = tmp_path / "cache" / f".{name}"
+        left[name].mkdir(parents=True)
+        for path in (left[name] / "tokens.bin", left[name]):
+            path.touch()
+            begun = time.time() - 3600 * 25
+            os.utime(path, (begun, time.time() - 3600 * hours if path.is_file() else begun))
+    build([PRETRAIN_FILE])
+    assert not left["long_ago"].exists() and left["at_work"].exists()
 
 
 def test_wrong_rows_leave_nothing_behind(tmp_path, build):

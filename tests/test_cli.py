@@ -1,6 +1,11 @@
 """The `wulewule` command."""
 
+import errno
+import os
 import resource
+import shlex
+import signal
+import subprocess
 
 import pytest
 from commands import WULEWULE, run
@@ -75,3 +80,35 @@ def test_answers_are_checked():
         demo.check_answers("我是浦语。", control["output"], control)
     with pytest.raises(StepError, match="is not the trained one"):
         demo.check_answers(f"我是{demo.NAME}。", f"我是{demo.NAME}。", control)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["data", "check", "."], ["data", "preview", "."]])
+def test_reader_that_has_gone_ends_the_command_quietly(arguments, unbuffered, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "stone"}\n')
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [WULEWULE, *arguments]
+    with os.fdopen(writer, "w") as gone:
+        result = subprocess.run(
+            command, cwd=tmp_path, stdout=gone, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        )
+    assert result.stderr == ""
+    # unbuffered, argparse itself passes over the error
+    assert result.returncode == (0 if unbuffered and arguments == ["--help"] else 128 + signal.SIGPIPE)
+
+
+def test_into_head(tmp_path):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "{"stone " * 200}"}}\n' * 500)  # more than a pipe holds
+    pipeline = f"set -o pipefail; {shlex.quote(str(WULEWULE))} data preview a.jsonl --rows 500 | head -n 1"
+    result = run(["bash", "-c", pipeline], tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (128 + signal.SIGPIPE, "a.jsonl:1  pretraining\n", "")
+
+
+def test_other_broken_pipes_are_told(monkeypatch, capsys):
+    def run(args):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("xtuner_wulewule.cli.path.run", run)
+    assert cli.main(["path", "wulewule_sft_tiny"]) == 1
+    assert capsys.readouterr().err.startswith("xtuner-wulewule: error: Broken pipe")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import time
 
 import pytest
 from commands import WULEWULE, run
@@ -91,6 +93,31 @@ def test_pretrain_reads_folders_in_order_and_training_accepts_it(tmp_path):
     bad = run([*command, "--overwrite"], tmp_path)
     assert bad.returncode == 1 and "bad.txt: byte 0" in bad.stderr and bad.stderr.count("\n") == 1
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["o.jsonl"]
+
+
+def test_pretrain_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
+    (tmp_path / "txt").mkdir()
+    for number in range(12):
+        text = "".join(
+            f"第{number}卷第{line}行，山高路远。He walked on, {line} miles a day.{chr(10) * (line % 7 == 0)}" for line in range(8_000)
+        )
+        (tmp_path / "txt" / f"{number}.txt").write_bytes(text.encode(("utf-8", "gb18030", "utf-16")[number % 3]))
+    command = [str(WULEWULE), "data", "pretrain", "txt", "--chunk-size", "200", "--overlap", "40", "--out"]
+    whole = run([*command, "whole.jsonl"], tmp_path)
+    assert whole.returncode == 0 and "done before" not in whole.stdout
+    state = tmp_path / "o.jsonl.part.state"
+    for files in (2, 5, 8):  # finished by the run that is killed and those before it; the first line has the settings
+        process = subprocess.Popen([*command, "o.jsonl"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+        while not state.exists() or state.read_bytes().count(b"\n") <= files:
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        assert not (tmp_path / "o.jsonl").exists()
+    again = run([*command, "o.jsonl"], tmp_path)
+    assert again.returncode == 0 and int(re.search(r"(\d+) of them done before", again.stdout)[1]) >= 8
+    assert (tmp_path / "o.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.jsonl", "txt", "whole.jsonl"]
 
 
 def test_part_file_goes_on_after_any_cut_and_notices_changes(tmp_path):

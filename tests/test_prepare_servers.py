@@ -4,11 +4,14 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 from commands import WULEWULE, run
 from servers import completion, serve, steps
+
+from xtuner_wulewule import cli
 
 KEY = "sk-very-secret-0123456789"
 BAD = {
@@ -69,6 +72,42 @@ def test_server_that_asks_to_wait_is_waited_for(tmp_path):
         begin = time.monotonic()
         result = run([WULEWULE, "data", "huixiangdou", "q.txt", "--server", address, "--out", "o.jsonl"], tmp_path)
     assert result.returncode == 0 and time.monotonic() - begin > 1
+
+
+@pytest.mark.parametrize("kind", ["huixiangdou", "identity"])
+def test_requests_keep_the_distance_that_was_asked_for(kind, tmp_path):
+    gap = 0.3
+
+    def reply(path, headers, body):
+        came.append(time.monotonic())
+        if len(came) == 3:
+            return "status", 429, {"Retry-After": "0"}  # the try after it keeps the distance too
+        return "json", "答" if kind == "huixiangdou" else completion(body["messages"][1]["content"])
+
+    (tmp_path / "q.txt").write_text("一\n二\n三\n四\n五", encoding="utf-8")
+    command = [WULEWULE, "data", kind, "--overwrite", "--out", "o.jsonl"]
+    command += ["q.txt"] if kind == "huixiangdou" else "--name 小悟 --author 张三 --number 5 --model m".split()
+    spans = []
+    for options in ((), ("--requests-per-minute", 60 / gap)):
+        came = []
+        with serve(reply) as (address, _):
+            result = run([*command, *options, "--server" if kind == "huixiangdou" else "--api-base", address], tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert len(came) == 6 and len(rows(tmp_path / "o.jsonl")) == 5
+        spans.append(came[-1] - came[0])
+    assert spans[0] < 3 * gap  # without the option nothing waits
+    assert spans[1] > 5 * gap - 0.1  # the first request may take longer to come than the last
+    assert all(later - earlier > gap - 0.1 for earlier, later in zip(came[:-1], came[1:], strict=True))
+
+
+def test_without_the_openai_package_one_line_names_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "openai", None)  # its import fails
+    monkeypatch.chdir(tmp_path)
+    command = ["data", "identity", "--name", "小悟", "--author", "张三", "--out", "o.jsonl"]
+    assert cli.main([*command, "--api-base", "http://127.0.0.1:9/v1", "--model", "m"]) == 1
+    line = "xtuner-wulewule: error: --api-base needs the openai client: pip install 'xtuner-wulewule[api]'\n"
+    assert capsys.readouterr().err == line and os.listdir(tmp_path) == []
+    assert cli.main(command) == 0  # the templates need no client
 
 
 def test_server_that_has_gone_uses_up_no_question(tmp_path):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from profiles import SETTINGS
 
 from xtuner_wulewule import paths
-from xtuner_wulewule.dataset import duplicates, texts
+from xtuner_wulewule.dataset import duplicates, texts, validation
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
+from xtuner_wulewule.dataset.prepare.formats import convert_row
 from xtuner_wulewule.dataset.validation import ERROR, PLACES, check_files, data_files
 from xtuner_wulewule.errors import DataError
 from xtuner_wulewule.prompts import WULEWULE_SYSTEM
@@ -168,6 +169,28 @@ def test_other_formats_name_the_command_that_mends_them(tmp_path):
     file = write(tmp_path / "a.jsonl", *rows)
     fixes = [problem.fix for problem in check_files([file]).problems if problem.code == "other_format"]
     assert fixes == [f"wulewule data convert {file} --from {name} --out FILE.jsonl" for name in ("sharegpt", "openai", "alpaca")]
+
+
+@pytest.mark.parametrize("form", ["sharegpt", "openai"])
+def test_check_and_convert_know_the_same_roles(form, tmp_path):
+    key, role, text, meaning = validation.MESSAGES[form]
+    asked = next(name for name, speaker in meaning.items() if speaker == "user")
+    answering = next(name for name, speaker in meaning.items() if speaker == "assistant")
+    for name in [*meaning, "developer", "human", "gpt", "tool", "System"]:
+        speaker = meaning.get(name)
+        said = [(asked, "问"), (answering, "答")]
+        said = {"user": [(name, "问"), said[1]], "assistant": [said[0], (name, "答")]}.get(speaker, [(name, "听"), *said])
+        one = {key: [{role: who, text: what} for who, what in said]}
+        codes = {code for _, _, code in found(one, folder=tmp_path)}
+        if speaker is None:
+            assert codes == {"other_format", "unknown_role"}, name
+            with pytest.raises(DataError):
+                convert_row(one, form, "wulewule")
+        else:
+            assert codes == {"other_format"} and convert_row(one, form, "wulewule")["conversation"][0]["output"] == "答"
+    system = [name for name, speaker in meaning.items() if speaker == "system"]
+    two = {key: [{role: who, text: "文"} for who in (system[0], system[-1], asked, answering)]}
+    assert {code for _, _, code in found(two, folder=tmp_path)} == {"other_format", "second_system"}
 
 
 def test_folder_is_searched(tmp_path):

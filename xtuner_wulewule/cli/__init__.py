@@ -1,10 +1,15 @@
 """The `wulewule` command; each subcommand group lives in a file of its own. Heavy imports happen inside the subcommands."""
 
 import argparse
+import os
+import select
+import signal
 import sys
 
 from xtuner_wulewule import __version__
 from xtuner_wulewule.errors import WulewuleError, one_line, wants_traceback
+
+STDOUT = 1
 
 
 def main(argv=None):
@@ -14,7 +19,7 @@ def main(argv=None):
         argv (list[str], optional): arguments; defaults to those of the process.
 
     Returns:
-        int: exit status.
+        int: exit status; 141, that of a process which SIGPIPE has ended, where the reader of the output has gone: wulewule … | head.
     """
     parser = argparse.ArgumentParser(
         prog="wulewule",
@@ -26,10 +31,16 @@ def main(argv=None):
 
     for module in (run, chat, data, doctor, demo, path):
         module.add_parser(commands)
-    args = parser.parse_args(argv)
     try:
-        return args.run(args)
+        try:
+            args = parser.parse_args(argv)
+            return args.run(args)
+        finally:
+            print(end="", flush=True)  # here, not when the interpreter ends, where an error could not be caught
     except (WulewuleError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # what is still to be written goes there
+            return 128 + signal.SIGPIPE
         if wants_traceback():
             raise
         if not isinstance(error, WulewuleError):
@@ -40,3 +51,10 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("xtuner-wulewule: interrupted; give the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _reader_has_gone():
+    """Return whether nobody reads the pipe that standard output is (bool); an error may be of another pipe."""
+    watch = select.poll()
+    watch.register(STDOUT, 0)
+    return any(event & select.POLLERR for _, event in watch.poll(0))

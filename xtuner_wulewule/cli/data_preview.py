@@ -14,7 +14,8 @@ def add_parser(commands):
         help="show rows after the template, with the trained part marked",
         description=(
             "Show rows as the model sees them: with the template of the chat, and the part that is trained in colour, or in ⟦brackets⟧ "
-            "where there is no colour. With --model also the tokens, and what --max-length cuts off."
+            "where there is no colour. With --model also the tokens, and what is beyond --max-length, which the wulewule "
+            "configs put into another row."
         ),
     )
     parser.add_argument("files", nargs="+", metavar="FILE_OR_DIR", help="data files or folders")
@@ -25,14 +26,13 @@ def add_parser(commands):
 
 def run(args):
     """Print the rows; return exit status 0, or raise DataError at a row that is wrong."""
-    from rich.console import Console
-
     from xtuner_wulewule.dataset.tokens import load_tokenizer, templated
     from xtuner_wulewule.dataset.validation import data_files, mapped_rows
+    from xtuner_wulewule.recipe.display import output_console
 
     files = data_files(args.files)
     tokenizer = load_tokenizer(args.model) if args.model else None
-    console = Console(highlight=False, soft_wrap=True)
+    console = output_console()
     for file in files:
         for where, row, kind, problem in islice(mapped_rows(file), args.rows):
             if problem is not None:
@@ -42,18 +42,18 @@ def run(args):
             for text, style in marked(parts, tokenizer, args.max_length):
                 if style == "trained" and not console.color_system:
                     text, style = f"⟦{text}⟧", ""
-                elif style == "cut" and not console.color_system:
-                    text = f" ✂ cut: {text}"
+                elif style == "beyond" and not console.color_system:
+                    text = f" ✂ beyond --max-length: {text}"
                 console.print(text, style=STYLES.get(style, ""), end="", markup=False)
             console.print("\n")
     return 0
 
 
-STYLES = {"trained": "bold green", "cut": "strike red"}
+STYLES = {"trained": "bold green", "beyond": "red"}
 
 
 def marked(parts, tokenizer, max_length):
-    """Return [(text, "trained", "" or "cut")] of the `segments` of a row; without a tokenizer nothing is cut."""
+    """Return [(text, "trained", "" or "beyond")] of the `segments` of a row; without a tokenizer nothing is beyond `max_length`."""
     from xtuner_wulewule.dataset.encode import BOS, EOS, Encoder
 
     if tokenizer is None:
@@ -63,8 +63,8 @@ def marked(parts, tokenizer, max_length):
         shown, room = [], max_length
         for (_, trained), ids in zip(parts, Encoder(tokenizer)([[part] for part in parts]), strict=True):
             ids = [token if token >= 0 else ~token for token in ids.tolist()]
-            kept, cut = ids[:room], ids[room:]
+            kept, beyond = ids[:room], ids[room:]
             room -= len(kept)
             shown += [(tokenizer.decode(kept), "trained" if trained else "")] if kept else []
-            shown += [(tokenizer.decode(cut), "cut")] if cut else []
+            shown += [(tokenizer.decode(beyond), "beyond")] if beyond else []
     return [("".join(text for text, _ in group), style) for style, group in groupby(shown, key=itemgetter(1))]

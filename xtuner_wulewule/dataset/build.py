@@ -3,6 +3,7 @@
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 
@@ -179,7 +180,8 @@ def on_one_rank(make):
         make()
         return
     timeout = timedelta(minutes=int(os.environ.get("XTUNER_DATASET_TIMEOUT", "60")))  # XTuner's own setting
-    group = distributed.new_group(backend="gloo", timeout=timeout)
+    with _another_may_end(timeout):
+        group = distributed.new_group(backend="gloo", timeout=timeout)
     problem = None
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         try:
@@ -187,16 +189,23 @@ def on_one_rank(make):
         except (DataError, OSError) as error:
             problem = str(error)
     problems = [None] * distributed.get_world_size()
-    try:
+    with _another_may_end(timeout):
         distributed.all_gather_object(problems, problem, group=group)
+    found = [text for text in problems if text]
+    if found:
+        raise DataError(found[0])
+
+
+@contextmanager
+def _another_may_end(timeout):
+    """Say in one line that another rank has gone; torch tells it of a broken connection, by whichever of several errors."""
+    try:
+        yield
     except RuntimeError as error:
         raise DataError(
             f"another process ended, or took longer than XTUNER_DATASET_TIMEOUT ({timeout}), while the data set was built; see its output "
             f"({str(error).splitlines()[0]})"
         ) from None
-    found = [text for text in problems if text]
-    if found:
-        raise DataError(found[0])
 
 
 def _resolve(tokenizer, map_fn, template):

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 
 from xtuner_wulewule import paths
 
+ABANDONED = 24 * 3600  # seconds
 TOKENS, OFFSETS, LEDGER = "tokens.bin", "offsets.bin", "ledger.json"
 
 
@@ -77,12 +79,21 @@ def content_key(files, *settings):
 
 
 def forget_old(folder, keep):
-    """Delete the stores of a folder that were used least recently, all but `keep` of them.
+    """Delete the stores of a folder that were used least recently, all but `keep` of them, and what killed processes have left.
 
     Args:
         folder (pathlib.Path): holds stores.
         keep (int): how many stay.
     """
     stores = sorted((path for path in folder.iterdir() if (path / LEDGER).is_file()), key=lambda path: path.stat().st_mtime)
-    for path in stores[:-keep]:
+    for path in (*stores[:-keep], *filter(_is_abandoned, folder.glob(".*"))):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_abandoned(building):
+    """Return whether nothing was written into a folder that is not complete (pathlib.Path) for a day."""
+    try:
+        written = max(path.stat().st_mtime for path in (building, *building.iterdir()))
+    except OSError:  # its process has just completed it
+        return False
+    return time.time() - written > ABANDONED

@@ -1,4 +1,4 @@
-"""Rows as the tokens that XTuner trains on: with the template, with and without loss, cut at `max_length`."""
+"""Rows as the tokens that are trained on: with the template, with and without loss, and how many are beyond `max_length`."""
 
 import logging
 import warnings
@@ -10,10 +10,14 @@ from xtuner_wulewule.errors import ModelError
 
 @dataclass(frozen=True)
 class Length:
-    """Tokens of a row: all and those to be trained, and how many of each `max_length` cuts off."""
+    """Tokens of a row: all and those to be trained, and into how many rows our data set splits them.
+
+    `lost` and `lost_trained` are those beyond `max_length`, which a data set of XTuner's own cuts off.
+    """
 
     tokens: int
     trained: int
+    pieces: int
     lost: int
     lost_trained: int
 
@@ -62,7 +66,7 @@ class Lengths:
 
     Args:
         tokenizer (transformers.PreTrainedTokenizerBase): the tokenizer.
-        max_length (int): tokens after which XTuner cuts a row.
+        max_length (int): tokens of a packed row.
     """
 
     batch = 256  # rows that are encoded together
@@ -77,4 +81,5 @@ class Lengths:
 
     def _length(self, trained):
         kept = int(trained[: self.max_length].sum())
-        return Length(len(trained), int(trained.sum()), max(0, len(trained) - self.max_length), int(trained.sum()) - kept)
+        tokens, all_trained = len(trained), int(trained.sum())
+        return Length(tokens, all_trained, -(-tokens // self.max_length), max(0, tokens - self.max_length), all_trained - kept)

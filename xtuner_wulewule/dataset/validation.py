@@ -12,6 +12,7 @@ from xtuner_wulewule.dataset.duplicates import Duplicates
 from xtuner_wulewule.dataset.map_fns import field_of, wulewule_pretrain_map_fn, wulewule_sft_map_fn
 from xtuner_wulewule.dataset.progress import each_file
 from xtuner_wulewule.dataset.reader import read_rows
+from xtuner_wulewule.dataset.roles import OPENAI, SHAREGPT
 from xtuner_wulewule.errors import DataError
 from xtuner_wulewule.prompts import WULEWULE_SYSTEM, WULEWULE_SYSTEM_EN
 
@@ -24,10 +25,7 @@ LOOKED_AT = 8  # rows from which the kind of a file is told
 FEW_ROWS = 50  # under so many the share of identity rows says nothing
 IDENTITY_SHARE = (0.01, 0.6)
 SYSTEMS = 100  # different system prompts that are told apart
-ROLES = {
-    "sharegpt": ("conversations", "from", "value", {"system", "human", "user", "gpt", "assistant"}, {"gpt", "assistant"}),
-    "openai": ("messages", "role", "content", {"system", "user", "assistant"}, {"assistant"}),
-}
+MESSAGES = {"sharegpt": SHAREGPT, "openai": OPENAI}
 FIXES = {
     "duplicate": "remove one of them: a repeated row is learned by heart",
     "near_duplicate": "keep the better one, or make them differ more",
@@ -35,7 +33,7 @@ FIXES = {
     "other_name": "name your own assistant there, or give your own list with --other-names",
     "system_varies": "use one system prompt for all rows",
     "system_not_chat": "chat with the same prompt: wulewule chat MODEL --system '…', or leave \"system\" out",
-    "cut": "split it into several rows, or raise --max-length (max_length of the config)",
+    "longer": "make several conversations or texts of it, or raise --max-length (max_length of the config)",
     "nothing_trained": "shorten system and question, or raise --max-length (max_length of the config)",
     "languages": "answer in the language of the question",
     "template": "remove it: it is an instruction or a marker, not part of what was said",
@@ -128,8 +126,8 @@ class Checker:
         other_names (tuple[str]): names of other assistants, which no answer should hold.
         warnings (bool): whether to look for warnings too.
         warned_rows (int, optional): look for them in so many rows only.
-        lengths (callable, optional): called with a list of `(kind, mapped row)`, returns for each the tokens and the trained tokens, whole
-            and after the cut: `dataset.tokens.Lengths`.
+        lengths (callable, optional): called with a list of `(kind, mapped row)`, returns for each a `dataset.tokens.Length`:
+            `dataset.tokens.Lengths`.
     """
 
     def __init__(self, map_fn=None, other_names=texts.OTHER_NAMES, warnings=True, warned_rows=None, lengths=None):
@@ -188,7 +186,7 @@ class Checker:
             if self.lengths is not None:
                 self.waiting.append((self.files[-1], line, kind, mapped))
                 if len(self.waiting) == self.lengths.batch:
-                    self._cut()
+                    self._longer()
         return mapped
 
     def _warned_enough(self):
@@ -197,7 +195,7 @@ class Checker:
     def finish(self):
         """Check what only all rows together show; return the `Report`."""
         if self.waiting:
-            self._cut()
+            self._longer()
         for row, other, code in self.duplicates.find() if self.warnings else ():
             (file, line), (other_file, other_line) = self._place(row), self._place(other)
             same = "the same text as" if code == "duplicate" else "nearly the same text as"
@@ -228,16 +226,17 @@ class Checker:
             return False
         fix = f"wulewule data convert {self.files[-1]} --from {found} --out FILE.jsonl"
         self._error(line, "", "other_format", f"looks like a row of the {found} format, which training does not read; {fix}")
-        if found in ROLES:
-            key, role, _, known, answering = ROLES[found]
-            roles = [str(turn.get(role))[:40] for turn in row[key] if isinstance(turn, dict)]
-            for number, name in enumerate(roles):
-                if name not in known:
-                    message = f"unknown role {name!r}; use one of {', '.join(sorted(known))}"
+        if found in MESSAGES:
+            key, role, _, meaning = MESSAGES[found]
+            names = [str(turn.get(role))[:40] for turn in row[key] if isinstance(turn, dict)]
+            for number, name in enumerate(names):
+                if name not in meaning:
+                    message = f"unknown role {name!r}; use one of {', '.join(sorted(meaning))}"
                     self._error(line, f"{key}[{number}].{role}", "unknown_role", message)
-            if roles.count("system") > 1:
+            speakers = [meaning.get(name) for name in names]
+            if speakers.count("system") > 1:
                 self._error(line, key, "second_system", "two system prompts in one conversation; keep the first")
-            if not answering & set(roles):
+            if "assistant" not in speakers:
                 self._error(line, key, "no_answer", "nobody answers in this conversation; add the answer or remove the row")
         return True
 
@@ -277,14 +276,20 @@ class Checker:
                 message = f"the question is {pair[0]} and the answer {pair[1]}"
                 self._warning(line, field_of(number, "output"), "languages", message)
 
-    def _cut(self):
+    def _longer(self):
         found = self.lengths([(kind, mapped) for _, _, kind, mapped in self.waiting])
         for (file, line, _, _), length in zip(self.waiting, found, strict=True):
             if length.lost:
-                message = f"{length.lost} of its {length.tokens} tokens are cut off, {length.lost_trained} of them to be trained"
-                self.report.add(file, line, "", WARNING, "cut", message, FIXES["cut"])
-            if length.lost_trained == length.trained:
-                message = "nothing in this row is trained: the answer begins after the last token that is kept"
+                message = (
+                    f"its {length.tokens} tokens become {length.pieces} rows that do not see each other, nothing is lost (a data set of "
+                    f"XTuner's own would cut {length.lost} off, {length.lost_trained} of them to be trained)"
+                )
+                self.report.add(file, line, "", WARNING, "longer", message, FIXES["longer"])
+            if length.trained and length.lost_trained == length.trained:
+                message = (
+                    "the answer is trained in another row than the question, since it begins after --max-length (a data set of XTuner's "
+                    "own would train nothing of it)"
+                )
                 self.report.add(file, line, "", WARNING, "nothing_trained", message, FIXES["nothing_trained"])
         self.waiting = []
 
@@ -309,8 +314,8 @@ def format_of(row):
     """Return the other format that a row looks like ("sharegpt", "openai" or "alpaca"), None where it looks like none."""
     if "conversation" in row or row.get("text") is not None:
         return None
-    for name, (key, _, _, _, _) in ROLES.items():
-        if isinstance(row.get(key), list):
+    for name, form in MESSAGES.items():
+        if isinstance(row.get(form.messages), list):
             return name
     return "alpaca" if "instruction" in row and "output" in row else None
 

@@ -6,13 +6,22 @@ from contextlib import contextmanager
 from xtuner_wulewule.errors import StepError
 
 
+def output_console():
+    """Return a rich.console.Console for standard output; where its reader has gone it raises BrokenPipeError, as `print` does."""
+    from rich.console import Console
+
+    class OutputConsole(Console):
+        def on_broken_pipe(self):  # rich itself would end with status 1
+            raise
+
+    return OutputConsole(highlight=False, soft_wrap=True)
+
+
 class Display:
     """Prints to standard output, step by step."""
 
     def __init__(self):
-        from rich.console import Console
-
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = output_console()
         self.number = 0
         self.total = None
 

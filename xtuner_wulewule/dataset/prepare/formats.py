@@ -5,11 +5,10 @@ Keys that a format does not define, such as "id", stay in the row as they are. W
 
 from xtuner_wulewule.dataset.prepare.part_file import PartFile
 from xtuner_wulewule.dataset.reader import read_rows
+from xtuner_wulewule.dataset.roles import OPENAI, SHAREGPT
 from xtuner_wulewule.errors import DataError, first_of
 
 UNSUPPORTED = ("tools", "functions", "tool_calls", "function_call", "images", "image", "videos", "video", "audios", "audio")
-SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-OPENAI_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 def _text(value, what):
@@ -90,9 +89,9 @@ def _read_sharegpt(row):
     for number, message in enumerate(_list(row.get("conversations"), '"conversations"'), 1):
         what = f"message {number}"
         message = _object(message, what, ("from", "value"))
-        role = SHAREGPT_ROLES.get(_text(message.get("from"), f'"from" of {what}'))
+        role = SHAREGPT.meaning.get(_text(message.get("from"), f'"from" of {what}'))
         if role is None:
-            raise DataError(f"{what} is from {message['from']!r}; a conversation of texts has system, human and gpt")
+            raise DataError(f"{what} is from {message['from']!r}; a conversation of texts has {', '.join(SHAREGPT.meaning)}")
         messages.append((role, _text(message.get("value"), f'"value" of {what}'), what))
     return _from_messages(messages)
 
@@ -122,9 +121,9 @@ def _read_openai(row):
     for number, message in enumerate(_list(row.get("messages"), '"messages"'), 1):
         what = f"message {number}"
         message = _object(message, what, ("role", "content"))
-        role = OPENAI_ROLES.get(_text(message.get("role"), f'"role" of {what}'))
+        role = OPENAI.meaning.get(_text(message.get("role"), f'"role" of {what}'))
         if role is None:
-            raise DataError(f"{what} has the role {message['role']!r}; a conversation of texts has system, user and assistant")
+            raise DataError(f"{what} has the role {message['role']!r}; a conversation of texts has {', '.join(OPENAI.meaning)}")
         messages.append((role, _content(message.get("content"), what), what))
     return _from_messages(messages)
 
