@@ -116,14 +116,14 @@ def train_published(job):
     return train_in_xtuner(job, model, dtype, default_collate_fn)
 
 
-def build_ours(shape, dropout, checkpointing, micro_batch):
+def build_ours(shape, dropout, checkpointing, micro_batch_tokens):
     """Build our model. The one place that knows the arguments of `WulewuleFinetune`.
 
     Args:
         shape (dict): `name` ("internlm2" or "llama") and `model`, its folder.
         dropout (float): of LoRA.
         checkpointing (str): "full" or "none".
-        micro_batch (int): rows of 2048 tokens that are computed at a time.
+        micro_batch_tokens (int): tokens that are computed at a time.
 
     Returns:
         tuple: the model, and the name of the type it computes in (str).
@@ -134,13 +134,15 @@ def build_ours(shape, dropout, checkpointing, micro_batch):
     dtype = compute_dtype()
     llm, lora = xtuner_config(shape["model"], dropout, dtype)
     lora.target_modules = TARGETS[shape["name"]]
-    return WulewuleFinetune(llm=llm, lora=lora, checkpointing=checkpointing, micro_batch_tokens=micro_batch * TOKENS), dtype
+    return WulewuleFinetune(llm=llm, lora=lora, checkpointing=checkpointing, micro_batch_tokens=micro_batch_tokens), dtype
 
 
 def train_ours(job):
     from xtuner_wulewule.dataset.build import wulewule_collate_fn
 
-    model, dtype = build_ours(dict(name=job["shape"], model=job["model"]), job["dropout"], job["checkpointing"], job["micro_batch"])
+    model, dtype = build_ours(
+        dict(name=job["shape"], model=job["model"]), job["dropout"], job["checkpointing"], job["micro_batch"] * job["tokens"]
+    )
     return train_in_xtuner({**job, "micro_batch": ROWS}, model, dtype, wulewule_collate_fn)  # it divides the batch itself
 
 

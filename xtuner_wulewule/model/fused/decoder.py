@@ -42,25 +42,25 @@ class Layer:
         saved = Saved(x)
         self._attention(saved, normed, place)
         self._widen(saved, self._to_middle(saved))
-        y = self.down.forward(self.kernels.swiglu(saved.wide), saved.masks[3], self.kernels)
+        y = self.down.forward(self.kernels.swiglu(saved.wide), saved.branches[3], self.kernels)
         x = saved.middle
         saved.forget(checkpointing)
         return x, y, saved
 
     def _attention(self, saved, normed, place):
-        qkv = self.qkv.forward(normed, saved.masks[0], self.kernels)
+        qkv = self.qkv.forward(normed, saved.branches[0], self.kernels)
         q, k, v = self.split(qkv, place.cos, place.sin, self.heads)
         saved.qkv = [t.detach().requires_grad_() for t in (q, k, v)]
         with torch.enable_grad():
             saved.attended = attend(*saved.qkv, place.layout)
 
     def _to_middle(self, saved):
-        y = self.o.forward(saved.attended.detach().flatten(1), saved.masks[1], self.kernels)
+        y = self.o.forward(saved.attended.detach().flatten(1), saved.branches[1], self.kernels)
         saved.middle, normed = self._norm(1, saved.x, y)
         return normed
 
     def _widen(self, saved, normed):
-        saved.wide = self.up.forward(normed, saved.masks[2], self.kernels)
+        saved.wide = self.up.forward(normed, saved.branches[2], self.kernels)
 
     def _again(self, saved, place):
         """Compute what was not kept."""
@@ -82,23 +82,23 @@ class Layer:
         """
         self._again(saved, place)
         k = self.kernels
-        of_act, inner = self.down.input_gradient(low, saved.masks[3], k)
+        of_act, inner = self.down.input_gradient(low, saved.branches[3], k)
         of_wide, act = k.swiglu_backward(of_act, saved.wide)
         saved.wide = None
-        self.down.add_gradients(act, low, inner, saved.masks[3], k)
+        self.down.add_gradients(act, low, inner, saved.branches[3], k)
         del of_act, act
-        of_normed, inner = self.up.input_gradient(of_wide, saved.masks[2], k)
+        of_normed, inner = self.up.input_gradient(of_wide, saved.branches[2], k)
         grad, low, normed = self._norm_backward(1, of_normed, grad, saved.middle)
-        self.up.add_gradients(normed, of_wide, inner, saved.masks[2], k)
+        self.up.add_gradients(normed, of_wide, inner, saved.branches[2], k)
         del of_wide, normed
-        of_attended, inner = self.o.input_gradient(low, saved.masks[1], k)
-        self.o.add_gradients(saved.attended.detach().flatten(1), low, inner, saved.masks[1], k)
+        of_attended, inner = self.o.input_gradient(low, saved.branches[1], k)
+        self.o.add_gradients(saved.attended.detach().flatten(1), low, inner, saved.branches[1], k)
         of_qkv = torch.autograd.grad(saved.attended, saved.qkv, of_attended.view_as(saved.attended))
         saved.attended = saved.qkv = None
         of_qkv = self.join(*of_qkv, place.cos, place.sin, self.heads)
-        of_normed, inner = self.qkv.input_gradient(of_qkv, saved.masks[0], k)
+        of_normed, inner = self.qkv.input_gradient(of_qkv, saved.branches[0], k)
         grad, low, normed = self._norm_backward(0, of_normed, grad, saved.x)
-        self.qkv.add_gradients(normed, of_qkv, inner, saved.masks[0], k)
+        self.qkv.add_gradients(normed, of_qkv, inner, saved.branches[0], k)
         return grad, low
 
     def _norm(self, number, x, y):
@@ -116,7 +116,7 @@ class Saved:
     def __init__(self, x):
         self.x = x
         self.qkv = self.attended = self.middle = self.wide = None
-        self.masks = [], [], [], []  # of the dropout of qkv, o, up and down; bits, so they are always kept
+        self.branches = [], [], [], []  # under dropout, of qkv, o, up and down; small, so they are always kept
 
     def forget(self, checkpointing):
         """Drop what will be computed again."""
@@ -188,12 +188,11 @@ class Decoder:
         half, full = self.dtype.itemsize, self.residual.itemsize
         kept = most = 0
         for layer in self.layers:
-            masks = sum(linears.width * len(linears.rows) // 8 for linears in layer.linears if not linears.merged)
+            dropped = [linears for linears in layer.linears if not linears.merged]
             attention = half * (sum(layer.qkv.outs) + layer.o.width) + full * layer.o.outs[0] + 4 * layer.heads[0]
             wide = half * sum(layer.up.outs)
-            kept += (
-                full * layer.qkv.width + masks + (attention if checkpointing != "full" else 0) + (wide if checkpointing == "none" else 0)
-            )
+            kept += full * layer.qkv.width + sum(linears.width // 8 * len(linears.rows) + half * len(linears.a) for linears in dropped)
+            kept += attention * (checkpointing != "full") + wide * (checkpointing == "none")
             most = max(most, attention + 4 * wide)
         return kept + most
 
@@ -223,11 +222,11 @@ class Decoder:
         of_normed, loss = torch.empty_like(normed), torch.zeros((), device=x.device)
         for begin in range(0, len(x), CHUNK):
             part = slice(begin, begin + CHUNK)
-            masks = []
-            logits = self.head.forward(normed[part], masks, k)
+            branches = []
+            logits = self.head.forward(normed[part], branches, k)
             of_part, of_logits = k.cross_entropy(logits, targets[part], weight)
             loss += of_part
-            of_normed[part], inner = self.head.input_gradient(of_logits, masks, k)
-            self.head.add_gradients(normed[part], of_logits, inner, masks, k)
+            of_normed[part], inner = self.head.input_gradient(of_logits, branches, k)
+            self.head.add_gradients(normed[part], of_logits, inner, branches, k)
         nothing = torch.zeros_like(x, dtype=self.gradient)
         return loss, *k.rms_norm_backward(of_normed, nothing, x, norm.weight, norm.variance_epsilon)[:2]

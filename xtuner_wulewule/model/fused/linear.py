@@ -93,28 +93,29 @@ class Linears:
             self._merge(weight)
         return weight
 
-    def forward(self, x, masks, kernels):
+    def forward(self, x, branches, kernels):
         """Return the outputs side by side (T, sum of outs).
 
         Args:
             x (torch.Tensor): (T, width).
-            masks (list[torch.Tensor]): of the dropout, as an earlier call drew them; where it is empty they are drawn and put there.
+            branches (list[list[torch.Tensor]]): of each adapter with dropout its mask and A x; where it is empty the masks are drawn.
             kernels (math.Kernels): how to compute.
         """
         transposed = self.weight().t()
         y = x @ transposed if self.bias is None else torch.addmm(self.bias, x, transposed)
         if not self.merged:
-            masks += [kernels.draw_mask(x, self.rate) for _ in self.rows[len(masks) :]]
-            for rows, rank, b, mask in zip(self.rows, self.ranks, self.b, masks, strict=True):
-                y[:, rows].addmm_(kernels.drop(x, mask, self.rate) @ self.a[rank].t(), b.t())
+            branches += [[kernels.draw_mask(x, self.rate), None] for _ in self.rows[len(branches) :]]
+            for rows, rank, b, branch in zip(self.rows, self.ranks, self.b, branches, strict=True):
+                branch[1] = kernels.drop(x, branch[0], self.rate) @ self.a[rank].t()
+                y[:, rows].addmm_(branch[1], b.t())
         return y
 
-    def input_gradient(self, grad, masks, kernels):
+    def input_gradient(self, grad, branches, kernels):
         """Return the gradient of x (T, width), and that of A x (T, sum of ranks)."""
         of_inner = self._inner_gradient(grad)
         of_x = grad @ self.weight()
         if not self.merged:
-            for rank, mask in zip(self.ranks, masks, strict=True):
+            for rank, (mask, _) in zip(self.ranks, branches, strict=True):
                 of_x = kernels.add_dropped(of_x, of_inner[:, rank] @ self.a[rank], mask, self.rate)
         return of_x, of_inner
 
@@ -124,25 +125,24 @@ class Linears:
         parts = [grad[:, rows] @ b for rows, b in zip(self.rows, self.b, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def add_gradients(self, x, grad, of_inner, masks, kernels):
+    def add_gradients(self, x, grad, of_inner, branches, kernels):
         """Add the gradients of A and B.
 
         Args:
             x (torch.Tensor): the input (T, width).
             grad (torch.Tensor): gradient of the outputs (T, sum of outs).
             of_inner (torch.Tensor): as `input_gradient` returned it.
-            masks (list[torch.Tensor]): as for `forward`.
+            branches (list): as for `forward`.
             kernels (math.Kernels): how to compute.
         """
         if not self.rows:
             return
         if self.merged:
-            inner = x @ self.a.t()
             self.grad_a += of_inner.t() @ x
-        for n, (rows, rank) in enumerate(zip(self.rows, self.ranks, strict=True)):
-            if not self.merged:
-                dropped = kernels.drop(x, masks[n], self.rate)
-                self.grad_a[rank] += of_inner[:, rank].t() @ dropped
-                self.grad_b[n] += grad[:, rows].t() @ (dropped @ self.a[rank].t())
-            else:
-                self.grad_b[n] += grad[:, rows].t() @ inner[:, rank]
+            inners = (x @ self.a.t()).split([rank.stop - rank.start for rank in self.ranks], 1)
+        else:
+            for rank, (mask, _) in zip(self.ranks, branches, strict=True):
+                self.grad_a[rank] += of_inner[:, rank].t() @ kernels.drop(x, mask, self.rate)
+            inners = [inner for _, inner in branches]
+        for rows, grad_b, inner in zip(self.rows, self.grad_b, inners, strict=True):
+            grad_b += grad[:, rows].t() @ inner

@@ -4,6 +4,8 @@ Shapes: T tokens, H heads, D channels a head, V entries of the vocabulary. Every
 matrix products.
 """
 
+import importlib.metadata
+
 import torch
 
 
@@ -102,6 +104,7 @@ def cross_entropy(logits, targets, weight):
 
 
 OPTIONS = {"max_pointwise_cat_inputs": 0}  # one kernel writes all parts of what is joined, instead of asking of each value where it lies
+OLDEST_TRITON = (3, 3)  # 3.1 was seen to compute the kernels of `dropout` wrong, in its interpreter
 BITS = 8
 
 
@@ -137,5 +140,16 @@ class Kernels:
 
     def __init__(self, compiled):
         for name in self.NAMES.split():
-            function = globals()[name]
-            setattr(self, name, torch.compile(function, options=OPTIONS) if compiled else function)
+            setattr(self, name, torch.compile(globals()[name], options=OPTIONS) if compiled else globals()[name])
+        if compiled and triton_release() >= OLDEST_TRITON:
+            from xtuner_wulewule.model.fused import dropout
+
+            self.draw_mask, self.drop, self.add_dropped = dropout.draw_mask, dropout.drop, dropout.add_dropped
+
+
+def triton_release():
+    """Return the release of Triton (tuple[int, ...]); (0,) where it is not installed."""
+    try:
+        return tuple(int(number) for number in importlib.metadata.version("triton").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return (0,)
