@@ -1,0 +1,114 @@
+"""The fused step on a GPU: compiled, recorded, in bf16. Skipped on machines without one."""
+
+import pytest
+import torch
+from fused_models import batch, grads, lora, tune
+from xtuner.model import SupervisedFinetune
+
+from xtuner_wulewule.model.fused import math, step
+from xtuner_wulewule.model.fused.step import FusedStep
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+BF16 = torch.bfloat16
+
+
+def on_gpu(name="internlm2", **arguments):
+    return tune(name, **arguments).to("cuda")
+
+
+def gpu_batch(**arguments):
+    return {key: value.to("cuda") for key, value in batch(**arguments).items()}
+
+
+def distance(found, expected):
+    difference = torch.cat([(found[name].float() - expected[name].float()).flatten() for name in expected])
+    return float(difference.norm() / torch.cat([grad.float().flatten() for grad in expected.values()]).norm())
+
+
+def amp_grads(model, data):
+    with torch.autocast("cuda", dtype=BF16):
+        return grads(model, data)
+
+
+@pytest.mark.parametrize("documents", [False, True], ids=["rows", "documents"])
+@pytest.mark.parametrize("name", ["internlm2", "llama", "qwen2"])
+def test_error_is_at_most_a_fifth_over_that_of_xtuners_model(name, documents):
+    data = gpu_batch(rows=4, tokens=256, documents=documents)
+    exact = grads(on_gpu(name, fused=False), data)[1]
+    loss, found = amp_grads(model := on_gpu(name), data)
+    assert model._step and model._step.recorded and model._step.graphs
+    plain_loss, plain = amp_grads(on_gpu(name, fused=False), data)  # in fp32 but for autocast: as XTuner prepares a model
+    assert float(loss) == pytest.approx(float(plain_loss), rel=2e-3)
+    assert distance(found, exact) <= 1.2 * distance(plain, exact)
+
+
+def test_xtuners_own_class_agrees():
+    data = gpu_batch(rows=4, tokens=256)
+    loss, found = amp_grads(on_gpu(), data)
+    plain_loss, plain = amp_grads(on_gpu(kind=SupervisedFinetune), data)
+    assert float(loss) == pytest.approx(float(plain_loss), rel=2e-3) and distance(found, plain) < 0.1
+
+
+def test_recorded_steps_take_the_adapters_as_they_are_now():
+    model = on_gpu()
+    plain = on_gpu(fused=False)
+    for number in range(3):  # other data and adapters each time, a shorter last batch, the same graph
+        data = gpu_batch(rows=4 - number, tokens=250)
+        data = {key: value.roll(number, 1) if key in ("input_ids", "labels") else value for key, value in data.items()}
+        loss, found = amp_grads(model, data)
+        plain_loss, expected = amp_grads(plain, data)
+        assert float(loss) == pytest.approx(float(plain_loss), rel=2e-3) and distance(found, expected) < 0.1
+        for one, two in zip(model.parameters(), plain.parameters(), strict=True):
+            if one.requires_grad:
+                noise = torch.randn_like(one) * 0.05
+                one.data += noise
+                two.data += noise
+    assert len(model._step.graphs) == 1
+
+
+def test_dropout_draws_anew_in_each_replay_and_is_right_on_average():
+    model = on_gpu(adapter=lora(lora_dropout=0.2))
+    data = gpu_batch(rows=2, tokens=256)
+    losses = torch.stack([amp_grads(model, data)[0] for _ in range(200)])
+    plain = on_gpu(adapter=lora(lora_dropout=0.2), fused=False)
+    expected = torch.stack([amp_grads(plain, data)[0] for _ in range(200)])
+    assert len(losses.unique()) > 150
+    error = ((losses.var() + expected.var()) / 200).sqrt()
+    assert abs(losses.mean() - expected.mean()) < 5 * error
+    assert 0.7 < losses.std() / expected.std() < 1.4
+
+
+def test_kernels_of_dropout_are_those_of_pytorch():
+    kernels = math.Kernels(compiled=True)
+    x, branch = torch.randn(2, 1000, 2048, device="cuda", dtype=BF16)
+    mask = kernels.draw_mask(x, 0.1)
+    kept = kernels.drop(torch.ones_like(x, dtype=torch.float32), mask, 0.1) != 0
+    assert abs(float(kept.float().mean()) - 0.9) < 5 * (0.09 / x.numel()) ** 0.5
+    assert torch.equal(kernels.drop(x, mask, 0.1), math.drop(x, mask, 0.1))
+    assert torch.allclose(kernels.add_dropped(x, branch, mask, 0.1), math.add_dropped(x, branch, mask, 0.1), rtol=1e-2)
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_checkpointing(checkpointing):
+    data = gpu_batch(rows=4, tokens=256)
+    expected = amp_grads(on_gpu(), data)[1]
+    assert distance(amp_grads(on_gpu(checkpointing=checkpointing), data)[1], expected) < 0.01
+
+
+def test_memory_that_runs_out_makes_the_micro_batches_smaller(monkeypatch):
+    said = []
+    monkeypatch.setattr("mmengine.logging.print_log", lambda text, **_: said.append(text))
+    model = on_gpu("llama")
+    data = gpu_batch(rows=32, tokens=2048)
+    expected = amp_grads(model, data)[1]
+    monkeypatch.setattr(step, "_free_memory", lambda device: 2**50)  # an estimate that is too high
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 0.3 * 2**30) / total)
+    try:
+        model._step = FusedStep(model.llm, BF16, tokens=2**20, resident=False)
+        found = amp_grads(model, data)[1]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert any(text.startswith("Out of memory; going on with less.") for text in said)
+    assert model._step.tokens < 2**20 and distance(found, expected) < 0.02
