@@ -35,7 +35,7 @@ def child(way, files, tokenizer, stage, cache):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=True)
     map_fn = map_fns.wulewule_sft_map_fn if stage == "sft" else map_fns.wulewule_pretrain_map_fn
     template = template_map_fn_factory(PROMPT_TEMPLATE.internlm2_chat) if stage == "sft" else None
-    begin = time.perf_counter()
+    begin, cpu_begin = time.perf_counter(), sum(os.times()[:4])
     if way == "ours":
         dataset = build_wulewule_dataset(files, tokenizer, MAX_LENGTH, map_fn, template, cache_dir=cache)
         tokens_in = dataset.store.ledger["tokens_in"]
@@ -54,8 +54,8 @@ def child(way, files, tokenizer, stage, cache):
             map_num_proc=None if way == "1" else int(way),
         )
         tokens_in = None
-    seconds = time.perf_counter() - begin
-    print(json.dumps(dict(seconds=seconds, rows=len(dataset), packed=int(sum(dataset.length)), tokens_in=tokens_in)))
+    seconds, cpu = time.perf_counter() - begin, sum(os.times()[:4]) - cpu_begin  # of the workers too
+    print(json.dumps(dict(seconds=seconds, cpu=cpu, rows=len(dataset), packed=int(sum(dataset.length)), tokens_in=tokens_in)))
 
 
 def measure(way, files, tokenizer, stage):
@@ -67,7 +67,11 @@ def measure(way, files, tokenizer, stage):
     if result.returncode:
         sys.exit(result.stderr[-2000:])
     found = json.loads(result.stdout.strip().splitlines()[-1])
-    print(f"{way:>7} {found['seconds']:8.2f} s {found['rows']:7d} rows {found['packed']:10d} tokens", file=sys.stderr, flush=True)
+    print(
+        f"{way:>7} {found['seconds']:8.2f} s {found['cpu']:8.2f} s of CPU {found['rows']:7d} rows {found['packed']:10d} tokens",
+        file=sys.stderr,
+        flush=True,
+    )
     return found
 
 
@@ -125,6 +129,7 @@ def main():
                 runs["best"].append(measure(best, files, args.tokenizer, stage))
             runs["ours"].append(measure("ours", files, args.tokenizer, stage))
     median = {way: statistics.median(run["seconds"] for run in found) for way, found in runs.items() if found}
+    median_cpu = {way: statistics.median(run["cpu"] for run in found) for way, found in runs.items() if found}
     ours = runs["ours"][0]
     packed = {way: found[0]["packed"] for way, found in runs.items() if found}
     figures = dict(
@@ -134,6 +139,7 @@ def main():
         tokens_packed=packed,
         tokens_lost={way: ours["tokens_in"] - tokens for way, tokens in packed.items()},
         median_s=median,
+        median_cpu_s=median_cpu,
         best_map_num_proc=int(best),
         runs_s={way: [run["seconds"] for run in found] for way, found in runs.items()},
         rows=ours["rows"],

@@ -1,9 +1,13 @@
 """The packed data set: the same tokens as XTuner's, each of them once, and documents that do not see each other."""
 
+import gc
 import json
 import multiprocessing
 import os
 import random
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -100,13 +104,44 @@ def test_texts_have_the_ids_of_the_tokenizer(texts, tokenizer, whole_text_tokeni
             assert [ids.tolist() for ids in tokenize(texts)] == [one.encode(text, add_special_tokens=False) for text in texts]
 
 
-def test_forgetting_changes_nothing(whole_text_tokenizer, monkeypatch):
-    monkeypatch.setattr("xtuner_wulewule.dataset.encode.KNOWN_CHARACTERS", 40)
+@pytest.mark.parametrize(
+    "limits", [dict(KNOWN_CHARACTERS=40), dict(KNOWN_CHARACTERS=0, KNOWN_PIECES=6), dict(KNOWN_CHARACTERS=0, KNOWN_PIECE=1)], ids=str
+)
+def test_forgetting_changes_nothing(limits, whole_text_tokenizer, monkeypatch):
+    for name, limit in limits.items():
+        monkeypatch.setattr(f"xtuner_wulewule.dataset.encode.{name}", limit)
     tokenize = Tokenize(whole_text_tokenizer)
     texts = ["大圣，此去何为？", "踏南天，碎凌霄。", "大圣，此去何为？"] * 3
     for text in texts:
         (ids,) = tokenize([text])
         assert ids.tolist() == whole_text_tokenizer.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("table", [1, 4, 64])
+def test_pairs_that_share_a_place_change_nothing(table, whole_text_tokenizer, monkeypatch):
+    monkeypatch.setattr(Pieces, "TABLE", table)
+    texts = [line for file in (*SFT_FILES, PRETRAIN_FILE) for line in open(file, encoding="utf-8")]
+    ids = Tokenize(whole_text_tokenizer)(texts)
+    assert [found.tolist() for found in ids] == [whole_text_tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+def test_pieces_of_a_tokenizer_without_merges(whole_text_tokenizer):
+    settings = json.loads(whole_text_tokenizer.backend_tokenizer.to_str())
+    settings["model"]["merges"] = []
+    backend = Tokenizer.from_str(json.dumps(settings))
+    assert Pieces.serves(settings)
+    (ids,) = Pieces(backend, settings)(["悟空 <|im_end|>🐒"])
+    assert ids.tolist() == backend.encode("悟空 <|im_end|>🐒", add_special_tokens=False).ids
+
+
+def test_rows_without_tokens(whole_text_tokenizer):
+    encoder = Encoder(whole_text_tokenizer)
+    rows = [[], [("石猴", True)], [("", True)], [("出世", False)], []]
+    tokens, lengths, trained = encoder.assemble(rows, encoder.tokenize(encoder.texts(rows)))
+    monkey, born = (len(whole_text_tokenizer.encode(text, add_special_tokens=False)) for text in ("石猴", "出世"))
+    assert lengths.tolist() == [0, monkey, 0, born, 0] and trained.tolist() == [0, monkey, 0, 0, 0]
+    assert (tokens >= 0).tolist() == [True] * monkey + [False] * born
+    assert [part.tolist() for part in encoder.assemble([], [])] == [[], [], []]
 
 
 def conversations(count):
@@ -281,7 +316,7 @@ def test_wrong_rows_leave_nothing_behind(tmp_path, build):
     file.write_text('{"text": "石猴出世。"}\n{"text": ""}\n{"text": 3}\n', encoding="utf-8")
     with pytest.raises(DataError, match=rf"{file}:2: the text is empty.*{file}:3: .*must be a string"):
         build([str(file)])
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "cache").iterdir()) == [] and gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize(("kwargs", "said"), [(dict(packing="tight"), "packing is 'tight'"), (dict(max_length=0), "max_length is 0")])
@@ -306,6 +341,34 @@ def test_processes_that_start_together(tmp_path):
     for process in processes:
         process.join(60)
     assert found[0] == found[1] and len(list(tmp_path.iterdir())) == 1
+
+
+INTERRUPTED = """
+import sys
+from transformers import AutoTokenizer
+from xtuner_wulewule.dataset.build import build_wulewule_dataset
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+print("begins", flush=True)
+build_wulewule_dataset(sys.argv[2], tokenizer, 512, "wulewule_pretrain_map_fn", cache_dir=sys.argv[3])
+"""
+
+
+def test_interruption_leaves_nothing_behind(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    draw = random.Random(0)
+    with open(file, "w", encoding="utf-8") as stream:
+        for _ in range(30_000):
+            stream.write(json.dumps({"text": "".join(map(chr, draw.choices(range(0x4E00, 0x9FA5), k=300)))}) + "\n")
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-W", "ignore", "-c", INTERRUPTED, tiny_model(), file, cache]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        while process.poll() is None and not list(cache.glob(".*/tokens.bin")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT and said.rstrip().endswith("KeyboardInterrupt")
+    assert list(cache.iterdir()) == []
 
 
 # batches and the mask

@@ -1,5 +1,6 @@
 """The data set of the wulewule configs: every token of every row once, packed by index, on the disk, built once for all ranks."""
 
+import gc
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import torch
 
 from xtuner_wulewule import __version__, paths
 from xtuner_wulewule.dataset import store as stores
-from xtuner_wulewule.dataset.encode import Encoder, segments
+from xtuner_wulewule.dataset.encode import Encoder, segments, settings_of
 from xtuner_wulewule.dataset.loader import checker_of, conclude, existing_files
 from xtuner_wulewule.dataset.packing import MODES
 from xtuner_wulewule.dataset.progress import each_file, progress, total_size
@@ -65,8 +66,9 @@ def build_wulewule_dataset(
     files = existing_files(data_files, path)
     tokenizer, map_fn, template = _resolve(tokenizer, dataset_map_fn, template_map_fn)
     root = paths.cache_dir() / "datasets" if cache_dir is None else paths.expand(cache_dir)
-    folder = root / stores.content_key(files, *_identity(tokenizer, map_fn, template))
-    on_one_rank(lambda: _make_store(folder, files, tokenizer, map_fn, template))
+    settings = settings_of(tokenizer)
+    folder = root / stores.content_key(files, *_identity(tokenizer, settings, map_fn, template))
+    on_one_rank(lambda: _make_store(folder, files, tokenizer, settings, map_fn, template))
     os.utime(folder)  # used now
     dataset = PackedDataset(stores.TokenStore(folder), max_length, packing, seed if shuffle else None)
     _log(dataset.describe())
@@ -232,18 +234,15 @@ class _Template(dict):
     __getattr__ = dict.__getitem__
 
 
-def _identity(tokenizer, map_fn, template):
+def _identity(tokenizer, settings, map_fn, template):
     """What, besides the files, decides the tokens."""
     from xtuner_wulewule import prompts
 
-    vocabulary = (
-        tokenizer.backend_tokenizer.to_str() if getattr(tokenizer, "is_fast", False) else repr(sorted(tokenizer.get_vocab().items()))
-    )
     function = (getattr(map_fn, "__module__", None), getattr(map_fn, "__qualname__", repr(map_fn)), _source(map_fn))
     return (
         __version__,
         type(tokenizer).__name__,
-        vocabulary,
+        settings,
         tokenizer.bos_token_id,
         tokenizer.eos_token_id,
         function,
@@ -261,10 +260,14 @@ def _source(function):
         return ""
 
 
-def _make_store(folder, files, tokenizer, map_fn, template):
+def _make_store(folder, files, tokenizer, settings, map_fn, template):
     if (folder / stores.LEDGER).is_file():
         return
-    stores.write(folder, _batches(files, Encoder(tokenizer), map_fn, template))
+    gc.freeze()  # or Python goes through everything that was imported, again and again
+    try:
+        stores.write(folder, _batches(files, Encoder(tokenizer, settings), map_fn, template))
+    finally:
+        gc.unfreeze()
     stores.forget_old(folder.parent, KEPT_STORES)
 
 
@@ -305,17 +308,16 @@ def _rows(files, checker, template):
 
 
 def _encoded(encoder, ledger, places, rows, tokenised):
-    tokens, lengths = encoder.assemble(rows, tokenised.result())
+    tokens, lengths, trained = encoder.assemble(rows, tokenised.result())
     ledger["rows"] += len(lengths)
     ledger["tokens_in"] += len(tokens)
-    trained = np.add.reduceat(tokens >= 0, np.cumsum([0, *lengths[:-1]])) if len(tokens) else np.zeros(0)
     if not trained.all():  # XTuner leaves these out too, without a word
         keep = trained > 0
         for place, length, kept in zip(places, lengths, keep, strict=True):
             if not kept:
                 ledger["left_out"].append(dict(row=place, reason=NOTHING_TRAINED, tokens=int(length)))
         tokens = tokens[np.repeat(keep, lengths)]
-        lengths = np.array(lengths)[keep].tolist()
+        lengths = lengths[keep]
     ledger["tokens_kept"] += len(tokens)
     return tokens, lengths
 

@@ -2,11 +2,13 @@
 
 import json
 import re
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 
-KNOWN_CHARACTERS = 2**24  # of texts, and of pieces of text, whose ids are remembered
+KNOWN_CHARACTERS = 2**24  # of texts whose ids are remembered
+KNOWN_PIECES = 2**19  # whose ids are remembered
+KNOWN_PIECE = 64  # characters of the longest of them
 
 
 class Tokenize:
@@ -15,9 +17,10 @@ class Tokenize:
     Args:
         tokenizer (transformers.PreTrainedTokenizerBase): a fast one is called below transformers, which spends most of its time otherwise;
             where its model allows, by `Pieces`.
+        settings (str, optional): what `settings_of` returned for it.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, settings=None):
         self._known, self._size = {}, 0
         if not getattr(tokenizer, "is_fast", False):
             self._encode = lambda texts: [np.array(tokenizer.encode(text, add_special_tokens=False), dtype=np.int32) for text in texts]
@@ -25,7 +28,7 @@ class Tokenize:
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()  # as `encode` sets it
         backend.no_padding()
-        settings = json.loads(backend.to_str())
+        settings = json.loads(settings or settings_of(tokenizer))
         self._encode = Pieces(backend, settings) if Pieces.serves(settings) else lambda texts: _backend_ids(backend, texts)
 
     def __call__(self, texts):
@@ -37,6 +40,13 @@ class Tokenize:
             new = list(dict.fromkeys(texts))
         self._known.update(zip(new, self._encode(new), strict=True))
         return [self._known[text] for text in texts]
+
+
+def settings_of(tokenizer):
+    """Return what decides the ids of a tokenizer (str): the `tokenizer.json` of a fast one."""
+    if getattr(tokenizer, "is_fast", False):
+        return tokenizer.backend_tokenizer.to_str()
+    return repr(sorted(tokenizer.get_vocab().items()))
 
 
 def _backend_ids(backend, texts):
@@ -66,13 +76,13 @@ class Pieces:
         longest_first = sorted(special, key=len, reverse=True)
         self._special = {content: np.array([number], dtype=np.int32) for content, number in special.items()}
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if special else None
-        meets = {(ord(left[-1]), ord(right[0])) for left, right in _merges(settings)}
+        merges = _merges(settings)
         self._meets = np.zeros(
             self.TABLE, dtype=bool
         )  # by a hash: a pair that shares its place with a rule's is not cut, which is right too
-        left, right = np.array(sorted(meets), dtype=np.uint32).reshape(-1, 2).T
-        self._meets[self._place(left, right)] = True
-        self._forget()
+        lasts, firsts = "".join(left[-1] for left, _ in merges), "".join(right[0] for _, right in merges)
+        self._meets[self._place(_codes(lasts), _codes(firsts))] = True
+        self._known = {}
 
     @staticmethod
     def serves(settings):
@@ -103,52 +113,48 @@ class Pieces:
 
     def _plain_ids(self, texts):
         """Yield the ids of texts that hold no added token."""
+        import pyarrow
+
         whole = "".join(texts)
         for old, new in self._replaced:  # a character for a character
             whole = whole.replace(old, new)
-        codes = np.frombuffer(whole.encode("utf-32-le"), dtype=np.uint32)
+        codes = _codes(whole)
         ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
         cut = np.ones(len(codes) + 1, dtype=bool)
         if len(codes):
             cut[1:-1] = ~self._meets[self._place(codes[:-1], codes[1:])]
             cut[ends] = True
-        bounds = np.flatnonzero(cut).tolist()
-        numbers = self._numbers([whole[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)])
-        counts = self._counts[numbers]
-        offsets = np.concatenate([[0], np.cumsum(counts)])
-        ids = self._ids[np.repeat(self._starts[numbers] - offsets[:-1], counts) + np.arange(offsets[-1])]
-        pieces_until = np.searchsorted(np.asarray(bounds), ends)
-        begin = 0
-        for end in offsets[pieces_until].tolist():
-            yield ids[begin:end]
-            begin = end
+        bounds = np.flatnonzero(cut)
+        buffers = [None, pyarrow.py_buffer(codes.itemsize * bounds), pyarrow.py_buffer(codes)]
+        pieces = pyarrow.LargeBinaryArray.from_buffers(pyarrow.large_binary(), len(bounds) - 1, buffers).dictionary_encode()
+        ids_of = pyarrow.array(self._ids(pieces.dictionary.to_pylist()), pyarrow.large_binary())
+        # Arrow strings of bytes stand end to end, so those of the ids are the ids of the whole
+        _, offsets, ids = ids_of.take(pieces.indices).buffers()
+        ids = np.frombuffer(ids or b"", dtype=np.int32)
+        offsets = np.frombuffer(offsets, dtype=np.int64)[np.searchsorted(bounds, ends)] // ids.itemsize
+        yield from (ids[begin:end] for begin, end in pairwise([0, *offsets.tolist()]))
 
-    def _numbers(self, pieces):
-        """Return the number of each piece (numpy.ndarray, shape (pieces,)) in the table of the known ones."""
-        new = [piece for piece in dict.fromkeys(pieces) if piece not in self._known]
-        self._size += sum(map(len, new))
-        if self._size > KNOWN_CHARACTERS:
-            self._forget()
-            new = list(dict.fromkeys(pieces))
-        if new:
-            ids = _backend_ids(self._backend, new)
-            self._known.update(zip(new, range(len(self._known), len(self._known) + len(new)), strict=True))
-            self._counts = np.concatenate([self._counts, np.array([len(piece) for piece in ids], dtype=np.int64)])
-            self._ids = np.concatenate([self._ids, *ids])
-            self._starts = np.cumsum(self._counts) - self._counts
-        return np.fromiter(map(self._known.__getitem__, pieces), dtype=np.int64, count=len(pieces))
-
-    def _forget(self):
-        self._known, self._size = {}, 0
-        self._counts = self._starts = np.zeros(0, dtype=np.int64)
-        self._ids = np.zeros(0, dtype=np.int32)
+    def _ids(self, pieces):
+        """Return the ids (list[bytes], as int32) of different pieces (list[bytes], UTF-32)."""
+        new = [piece for piece in pieces if piece not in self._known]
+        found = dict(zip(new, _backend_ids(self._backend, [piece.decode("utf-32-le") for piece in new]), strict=True))
+        found = {piece: ids.tobytes() for piece, ids in found.items()}
+        ids = [found[piece] if piece in found else self._known[piece] for piece in pieces]
+        if len(self._known) + len(found) > KNOWN_PIECES:
+            self._known = {}
+        self._known.update((piece, ids) for piece, ids in found.items() if len(piece) <= 4 * KNOWN_PIECE)
+        return ids
 
     def _place(self, left, right):
         return (left * np.uint32(40503) + right * np.uint32(9973)) & np.uint32(self.TABLE - 1)
 
 
+def _codes(text):
+    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+
+
 def _merges(settings):
-    return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in settings["model"]["merges"]]
+    return [pair.split(" ") if isinstance(pair, str) else pair for pair in settings["model"]["merges"]]
 
 
 def _replacements(normalizer):
@@ -197,21 +203,23 @@ class Encoder:
 
     Args:
         tokenizer (transformers.PreTrainedTokenizerBase): the model's.
+        settings (str, optional): what `settings_of` returned for it.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, settings=None):
         from xtuner.dataset.utils import get_bos_eos_token_ids
 
         bos, eos = (np.array(ids, dtype=np.int32) for ids in get_bos_eos_token_ids(tokenizer))
         self.special = {BOS: bos, EOS: eos}
-        self.tokenize = Tokenize(tokenizer)
+        self.tokenize = Tokenize(tokenizer, settings)
 
     def texts(self, rows):
         """Return the texts (list[str]) of rows, each the `segments` of a conversation, in the order in which `assemble` needs their ids."""
         return [text for row in rows for text, _ in row if isinstance(text, str)]
 
     def assemble(self, rows, ids):
-        """Return the tokens (numpy.ndarray, int32, shape (tokens,)) of all rows, and of each how many (list[int]).
+        """Return the tokens (numpy.ndarray, int32, shape (tokens,)) of all rows, and of each how many and how many of them are trained
+        (numpy.ndarray, shape (rows,)).
 
         Args:
             rows (list[list[tuple]]): as given to `texts`.
@@ -219,16 +227,15 @@ class Encoder:
         """
         texts = iter(ids)
         parts = [next(texts) if isinstance(text, str) else self.special[text] for row in rows for text, _ in row]
-        if not parts:
-            return np.zeros(0, dtype=np.int32), [0] * len(rows)
-        sizes = np.array([len(part) for part in parts])
+        sizes = np.array([len(part) for part in parts], dtype=np.int64)
         trained = np.array([trained for row in rows for _, trained in row], dtype=bool)
-        tokens = np.concatenate(parts)
+        tokens = np.concatenate([np.zeros(0, dtype=np.int32), *parts])
+        tokens ^= np.repeat(np.where(trained, 0, -1).astype(np.int32), sizes)  # x ^ -1 is ~x
         ends = np.cumsum([0, *map(len, rows)])
-        lengths = np.diff(np.concatenate([[0], np.cumsum(sizes)])[ends]).tolist()
-        return np.where(np.repeat(trained, sizes), tokens, ~tokens), lengths
+        lengths, trained_lengths = (np.diff(np.append(0, np.cumsum(counts))[ends]) for counts in (sizes, sizes * trained))
+        return tokens, lengths, trained_lengths
 
     def __call__(self, rows):
         """Return the tokens of each row (list[numpy.ndarray])."""
-        tokens, lengths = self.assemble(rows, self.tokenize(self.texts(rows)))
+        tokens, lengths, _ = self.assemble(rows, self.tokenize(self.texts(rows)))
         return np.split(tokens, np.cumsum(lengths))[:-1]

@@ -38,7 +38,7 @@ def write(folder, batches):
 
     Args:
         folder (pathlib.Path): its place. Where another process was faster, that one's is kept.
-        batches (iterable): yields (tokens, lengths) as `Encoder.assemble` returns them, and the ledger (dict) last.
+        batches (iterable): yields the tokens and lengths of documents as `Encoder.assemble` returns them, and the ledger (dict) last.
 
     Raises:
         OSError: the folder can't be written.
@@ -55,7 +55,7 @@ def write(folder, batches):
                 (building / LEDGER).write_text(json.dumps(batch, ensure_ascii=False), encoding="utf-8")
                 continue
             tokens, lengths = batch
-            tokens_file.write(tokens.tobytes())
+            tokens_file.write(tokens)
             offsets = end + np.cumsum(lengths, dtype=np.int64)
             offsets_file.write(offsets.tobytes())
             end = int(offsets[-1]) if len(offsets) else end
