@@ -344,7 +344,8 @@ def test_processes_that_start_together(tmp_path):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 from transformers import AutoTokenizer
 from xtuner_wulewule.dataset.build import build_wulewule_dataset
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)

@@ -39,6 +39,16 @@ def test_loss_and_gradients_are_those_of_the_plain_model(name, documents):
     assert_equal(model, plain_twin(model), batch(documents=documents))
 
 
+@pytest.mark.parametrize("name", ["internlm2", "qwen2"])
+def test_matrix_products_in_bf16(name):
+    model = tune(name, fused=True)
+    loss, exact = grads(plain_twin(model), batch(documents=True))
+    model._step = FusedStep(model.llm, torch.bfloat16, compiled=False)
+    rounded, found = grads(model, batch(documents=True))
+    assert rounded == pytest.approx(float(loss), rel=1e-2) and rounded != loss
+    assert max(float((found[key] - exact[key]).norm() / exact[key].norm()) for key in exact) < 0.1
+
+
 def test_plain_twin_is_xtuners_model():
     model = tune("internlm2", kind=SupervisedFinetune)
     ours = tune("internlm2", fused=True)

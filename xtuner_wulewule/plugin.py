@@ -4,6 +4,7 @@ The start-up module calls `after_import` when one of XTuner's modules has just r
 registries are added to: nothing of XTuner's is replaced, except in `compat.py`, where each exception is stated.
 """
 
+import sys
 from importlib import import_module
 
 from xtuner_wulewule import compat, errors, paths, prompts
@@ -116,8 +117,30 @@ def after_import(module):
         module (types.ModuleType): the module; one whose name is not in `ACTIONS` is left alone.
     """
     action = ACTIONS.get(module.__name__)
-    if action is not None:
+    if any(_is_being_imported(target) for target in NEEDED.get(module.__name__, {}).values()):
+        _deferred.add(module.__name__)  # it is one of ours that imported XTuner's module; it calls `go_on` at its end
+    elif action is not None:
         action(module)
+
+
+NEEDED = {"xtuner.model": AFTER_XTUNER_MODEL, "xtuner.engine": AFTER_XTUNER_ENGINE}
+_deferred: set[str] = set()
+
+
+def _is_being_imported(target):
+    module = sys.modules.get(target.partition(":")[0])
+    return module is not None and getattr(module.__spec__, "_initializing", False)
+
+
+def go_on(name):
+    """Do what `after_import` put off for a module of XTuner's.
+
+    Args:
+        name (str): the module.
+    """
+    if name in _deferred:
+        _deferred.remove(name)
+        ACTIONS[name](sys.modules[name])
 
 
 def explain_import_error(module, error):

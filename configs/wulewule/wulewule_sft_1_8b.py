@@ -42,7 +42,7 @@ prompt_template = PROMPT_TEMPLATE.internlm2_chat
 max_length = 2048  # tokens of a packed row
 
 # Scheduler & Optimizer
-batch_size = 16  # packed rows a GPU; lower it if memory is short
+batch_size = 16  # packed rows a GPU; the fused step takes a few of them at a time, so memory hardly depends on it
 accumulative_counts = 1  # on one GPU it must stay 1: with more the model hardly gets an update  单卡训练切记为 1
 max_epochs = 5
 lr = 2e-4  # the published recipe; the guide's "order of 1e-5" awaits measurement

@@ -38,7 +38,7 @@ pretrained_model_name_or_path = __import__("xtuner_wulewule.model.tiny", fromlis
 data_dir = __import__("xtuner_wulewule.paths", fromlist=["_"]).data_dir()
 data_files = [f"{data_dir}/self_cognition_100.jsonl", f"{data_dir}/huixiangdou_conversations.jsonl"]
 prompt_template = PROMPT_TEMPLATE.internlm2_chat
-max_length = 1024  # tokens of a conversation; longer ones are cut
+max_length = 1024  # tokens of a row; longer conversations are split
 
 # Scheduler & Optimizer
 batch_size = 2  # many small updates: all that it knows it learns here

@@ -7,6 +7,8 @@ from mmengine.dist import broadcast_object_list
 from transformers import StoppingCriteria, StoppingCriteriaList
 from xtuner.engine.hooks import EvaluateChatHook
 
+from xtuner_wulewule import plugin
+
 FIRST_TOKENS = 12  # before training nothing is known of the time that it will take
 FEWEST_TOKENS = 8
 
@@ -105,3 +107,6 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
         """Evaluate at the end, unless the last iteration's checkpoint already did."""
         if self.last_iteration is None or self.last_iteration < runner.iter - 1:
             super().after_train(runner)
+
+
+plugin.go_on("xtuner.engine")  # where this module was imported before XTuner's

@@ -10,7 +10,7 @@ from xtuner.model.utils import find_all_linear_names
 from xtuner.parallel.sequence import get_sequence_parallel_world_size
 from xtuner.utils import device
 
-from xtuner_wulewule import compat
+from xtuner_wulewule import compat, plugin
 from xtuner_wulewule.errors import ModelError, SettingsError
 from xtuner_wulewule.model.fused.attention import document_mask
 from xtuner_wulewule.model.fused.shapes import why_not
@@ -168,3 +168,6 @@ def check_model(name_or_path, **kwargs):
         ModelError: it is neither a folder with a config.json nor an id whose config.json is in the cache or can be downloaded.
     """
     return find_model(name_or_path)
+
+
+plugin.go_on("xtuner.model")  # where this module was imported before XTuner's

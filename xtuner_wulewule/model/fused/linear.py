@@ -44,9 +44,8 @@ class Linears:
     def _bias(self):
         if all(base.bias is None for base in self.bases):
             return None
-        return torch.cat(
-            [base.weight.new_zeros(base.out_features, dtype=self.dtype) if base.bias is None else base.bias for base in self.bases]
-        )
+        zeros = [torch.zeros(out, dtype=self.dtype, device=self.device) for out in self.outs]
+        return torch.cat([zero if base.bias is None else base.bias.to(self.dtype) for zero, base in zip(zeros, self.bases, strict=True)])
 
     def begin_step(self):
         """Take the adapters as they are now; forget the gradients."""
