@@ -119,6 +119,8 @@ class WulewuleFinetune(SupervisedFinetune):
     def _why_not_here(dtype):
         if not torch.cuda.is_available():
             return "there is no GPU"
+        if not hasattr(torch, "OutOfMemoryError"):
+            return f"torch {torch.__version__} is older than 2.5"
         if not _has_triton():
             return "Triton is not installed"
         if dtype != torch.bfloat16 or torch.cuda.get_device_capability() < (8, 0):

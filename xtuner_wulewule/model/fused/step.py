@@ -70,7 +70,7 @@ class FusedStep:
                 self._record(parts)
                 self.decoder.begin_step()
                 return sum(self._add(part) for part in parts)
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 self._step_down(batch.tokens)
 
     def _add(self, part):
@@ -78,12 +78,19 @@ class FusedStep:
         return graph(part) if graph else self.decoder.add_batch(part.ids, part.targets, part.weight, part.place())
 
     def _record(self, parts):
-        """Record the graphs that are missing."""
-        for part in parts:
-            if self.recorded and part.key not in self.graphs:
-                self._add(part)  # compiles, and lets libraries make their plans
-                self.graphs[part.key] = _Graph(self.decoder, part, self.pool)
-                self.pool = self.graphs[part.key].graph.pool()
+        """Record the graphs that are missing. No random number is used up: a resumed run draws those of an uninterrupted one."""
+        missing = [part for part in parts if self.recorded and part.key not in self.graphs]
+        if not missing:
+            return
+        random_state = torch.cuda.get_rng_state(self.device)
+        try:
+            for part in missing:
+                if part.key not in self.graphs:
+                    self._add(part)  # compiles, and lets libraries make their plans
+                    self.graphs[part.key] = _Graph(self.decoder, part, self.pool)
+                    self.pool = self.graphs[part.key].graph.pool()
+        finally:
+            torch.cuda.set_rng_state(random_state, self.device)
 
     def _plan(self, tokens):
         """Choose checkpointing, resident weights and the size of micro-batches by the memory that is free."""
