@@ -11,7 +11,7 @@ from xtuner.model import SupervisedFinetune
 from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.model import finetune
 from xtuner_wulewule.model.fused import math, shapes
-from xtuner_wulewule.model.fused.step import FusedStep
+from xtuner_wulewule.model.fused.step import OPTIMIZER_BYTES, RESERVE, FusedStep
 
 
 def assert_equal(model, plain, data, limit=1e-5):
@@ -230,8 +230,20 @@ def test_generation_after_a_step():
     assert model.llm.generate(input_ids=batch()["input_ids"][:1, :5], max_new_tokens=3, do_sample=False).shape == (1, 8)
 
 
-def test_micro_batch_is_chosen_from_the_shapes():
+def test_what_is_computed_again_and_how_many_rows_are_taken_follow_the_free_memory():
+    def planned(rows, level, **arguments):
+        """The plan of a step that has memory for so many rows at a level of checkpointing."""
+        step = FusedStep(model.llm, torch.float32, compiled=False, **arguments)
+        needed = RESERVE + OPTIMIZER_BYTES * sum(p.numel() for p in step.parameters) + step.decoder.head_bytes()
+        step._plan(1024, needed + step.decoder.token_bytes(level) * 1024 * rows)
+        return step.decoder.checkpointing, step.tokens // 1024
+
     model = tune("llama", fused=True)
-    step = FusedStep(model.llm, torch.float32, compiled=False)
-    sizes = [step.decoder.token_bytes(level) for level in ("none", "selective", "full")]
-    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[2]
+    assert planned(100, "none") == ("none", 4)
+    assert planned(3.5, "none") == ("none", 3)
+    assert planned(1.01, "none") == ("none", 1)
+    assert planned(1.01, "selective") == ("selective", 1)
+    assert planned(1.01, "full") == ("full", 1)
+    assert planned(0.5, "full") == ("full", 1)  # it is tried all the same
+    assert planned(100, "none", checkpointing="selective") == ("selective", 4)
+    assert planned(100, "none", tokens=16384) == ("none", 16)

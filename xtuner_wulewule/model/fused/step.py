@@ -18,7 +18,8 @@ TOKENS = 4096  # of a micro-batch: more are hardly faster (docs/decisions.md)
 LENGTHS = 256  # rows are padded to a multiple: few graphs serve batches of any length
 DOCUMENTS = 32  # bounds between documents come in multiples of this
 CHECKPOINTING = ("none", "selective", "full")
-RESERVE = 2**30  # bytes left to the optimizer, the evaluation and the libraries
+RESERVE = 2**30  # bytes left to the evaluation and the libraries
+OPTIMIZER_BYTES = 16  # of a trained parameter: gradient, DeepSpeed's fp32 copy, Adam's two moments
 IGNORED = -100
 
 
@@ -63,7 +64,7 @@ class FusedStep:
         self.steps += 1
         batch = Batch(input_ids, labels, position_ids, document_ids, self.parts.rotary, LENGTHS if self.recorded else 1, self.dtype)
         if self.steps == 1:
-            self._plan(batch.tokens)
+            self._plan(batch.tokens, _free_memory(self.device) if self.device.type == "cuda" else 2**50)
         while True:
             try:
                 parts = batch.parts(max(1, self.tokens // batch.tokens), self.recorded)
@@ -92,19 +93,21 @@ class FusedStep:
         finally:
             torch.cuda.set_rng_state(random_state, self.device)
 
-    def _plan(self, tokens):
-        """Choose checkpointing, resident weights and the size of micro-batches by the memory that is free."""
-        if self.device.type != "cuda":
-            self.decoder.checkpointing = "none" if self.checkpointing == "auto" else self.checkpointing
-            return
-        free = _free_memory(self.device) - RESERVE - self.decoder.head_bytes()
+    def _plan(self, tokens, free):
+        """Choose checkpointing, resident weights and the size of micro-batches.
+
+        Args:
+            tokens (int): of a row.
+            free (float): bytes of memory that may be taken.
+        """
+        free -= RESERVE + OPTIMIZER_BYTES * sum(parameter.numel() for parameter in self.parameters) + self.decoder.head_bytes()
         levels = CHECKPOINTING if self.checkpointing == "auto" else (self.checkpointing,)
         fitting = [level for level in levels if self.decoder.token_bytes(level) * tokens <= free]
         self.decoder.checkpointing = (fitting or levels[-1:])[0]
         a_token = self.decoder.token_bytes(self.decoder.checkpointing)
         wanted = min(self.tokens, max(tokens, TOKENS))
         weights = self.decoder.weight_bytes()
-        if self.resident is True or (self.resident == "auto" and a_token * wanted + weights <= free):
+        if self.resident is True or (self.resident == "auto" and self.recorded and a_token * wanted + weights <= free):
             self.decoder.make_resident()
             free -= weights
         self.tokens = max(tokens, min(self.tokens, int(free / a_token)))
