@@ -76,7 +76,7 @@ def test_server_that_asks_to_wait_is_waited_for(tmp_path):
 
 @pytest.mark.parametrize("kind", ["huixiangdou", "identity"])
 def test_requests_keep_the_distance_that_was_asked_for(kind, tmp_path):
-    gap = 0.3
+    gap = 1.0  # a busy machine delays a request by up to half of it
 
     def reply(path, headers, body):
         came.append(time.monotonic())
@@ -96,8 +96,8 @@ def test_requests_keep_the_distance_that_was_asked_for(kind, tmp_path):
         assert len(came) == 6 and len(rows(tmp_path / "o.jsonl")) == 5
         spans.append(came[-1] - came[0])
     assert spans[0] < 3 * gap  # without the option nothing waits
-    assert spans[1] > 5 * gap - 0.1  # the first request may take longer to come than the last
-    assert all(later - earlier > gap - 0.1 for earlier, later in zip(came[:-1], came[1:], strict=True))
+    assert spans[1] > 4.5 * gap
+    assert all(later - earlier > gap / 2 for earlier, later in zip(came[:-1], came[1:], strict=True))
 
 
 def test_without_the_openai_package_one_line_names_it(tmp_path, monkeypatch, capsys):

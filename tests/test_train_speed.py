@@ -41,6 +41,7 @@ def test_ratios_compare_equal_memory_and_dropout():
     assert (roomy["name"], roomy["over"]["unsloth"]) == ("ours-roomy", dict(name="unsloth-roomy", times=1.6))
 
 
+@pytest.mark.slow
 def test_tiny_run_writes_rows_and_says_what_failed(tmp_path):
     out = tmp_path / "out.json"
     only = "published,ours-internlm2-none-d0-b8,unsloth"
