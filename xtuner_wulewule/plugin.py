@@ -39,6 +39,8 @@ MMENGINE_REGISTRIES = {
 # these subclass XTuner's own classes, so they can only be imported when the module named here has run
 AFTER_XTUNER_MODEL = {"WulewuleFinetune": "xtuner_wulewule.model.finetune:WulewuleFinetune"}  # MODELS and XTuner's BUILDER
 AFTER_XTUNER_ENGINE = {"BatchedEvaluateChatHook": "xtuner_wulewule.engine.evaluate_chat_hook:BatchedEvaluateChatHook"}  # HOOKS
+SUBCLASSES = {"xtuner.model": AFTER_XTUNER_MODEL, "xtuner.engine": AFTER_XTUNER_ENGINE}
+_deferred: set[str] = set()  # modules of XTuner's that one of these subclasses' modules is importing
 
 
 def _load(target):
@@ -117,14 +119,10 @@ def after_import(module):
         module (types.ModuleType): the module; one whose name is not in `ACTIONS` is left alone.
     """
     action = ACTIONS.get(module.__name__)
-    if any(_is_being_imported(target) for target in NEEDED.get(module.__name__, {}).values()):
+    if any(_is_being_imported(target) for target in SUBCLASSES.get(module.__name__, {}).values()):
         _deferred.add(module.__name__)  # it is one of ours that imported XTuner's module; it calls `go_on` at its end
     elif action is not None:
         action(module)
-
-
-NEEDED = {"xtuner.model": AFTER_XTUNER_MODEL, "xtuner.engine": AFTER_XTUNER_ENGINE}
-_deferred: set[str] = set()
 
 
 def _is_being_imported(target):

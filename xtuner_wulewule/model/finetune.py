@@ -1,7 +1,5 @@
 """XTuner's `SupervisedFinetune` with the checks, the defaults and the speed that the wulewule configs need."""
 
-import importlib.util
-
 import torch
 from mmengine.logging import print_log
 from peft import get_peft_model
@@ -13,6 +11,7 @@ from xtuner.utils import device
 from xtuner_wulewule import compat, plugin
 from xtuner_wulewule.errors import ModelError, SettingsError
 from xtuner_wulewule.model.fused.attention import document_mask
+from xtuner_wulewule.model.fused.math import NO_TRITON, triton_release
 from xtuner_wulewule.model.fused.shapes import why_not
 from xtuner_wulewule.model.fused.step import CHECKPOINTING, TOKENS, FusedStep
 from xtuner_wulewule.model.hub import find_model
@@ -99,18 +98,19 @@ class WulewuleFinetune(SupervisedFinetune):
     def _fused_step(self):
         """Return the fused step, False where there is none; log which."""
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled() else self.llm.get_input_embeddings().weight.dtype
-        reason = self._why_not_here(dtype) if self.fused is None else None
-        if self.fused is not False:
-            reason = reason or self._why_never()
+        if self.fused is False:
+            reason = "model.fused is False"
+        else:
+            reason = (None if self.fused else self._why_not_here(dtype)) or self._why_never()
         if self.fused and reason:
             raise SettingsError(f"model.fused is True, but the fused step can't be used: {reason}; remove it")
-        if self.fused is False or reason:
-            print_log(f"XTuner's own step is used, not the fused one: {reason or 'model.fused is False'}", logger="current")
+        if reason:
+            print_log(f"XTuner's own step is used, not the fused one: {reason}", logger="current")
             return False
         return FusedStep(
             self.llm,
             dtype,
-            compiled=torch.cuda.is_available() and _has_triton(),
+            compiled=torch.cuda.is_available() and triton_release() != NO_TRITON,
             checkpointing=self.checkpointing,
             tokens=self.micro_batch_tokens,
         )
@@ -121,7 +121,7 @@ class WulewuleFinetune(SupervisedFinetune):
             return "there is no GPU"
         if not hasattr(torch, "OutOfMemoryError"):
             return f"torch {torch.__version__} is older than 2.5"
-        if not _has_triton():
+        if triton_release() == NO_TRITON:
             return "Triton is not installed"
         if dtype != torch.bfloat16 or torch.cuda.get_device_capability() < (8, 0):
             return f"it computes in bf16, which needs a GPU of 2020 or newer, and here it is {str(dtype).removeprefix('torch.')}"
@@ -146,10 +146,6 @@ def _served(data):
 def _positions(data):
     positions, ids = data.get("position_ids"), data["input_ids"]
     return torch.arange(ids.shape[1], device=ids.device).expand_as(ids) if positions is None else positions
-
-
-def _has_triton():
-    return importlib.util.find_spec("triton") is not None
 
 
 def _has_npu():

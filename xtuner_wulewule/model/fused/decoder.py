@@ -64,12 +64,11 @@ class Layer:
 
     def _again(self, saved, place):
         """Compute what was not kept."""
-        nothing = torch.zeros_like(saved.x)
         if saved.attended is None:
-            self._attention(saved, self._norm(0, saved.x, nothing)[1], place)
+            self._attention(saved, self._norm(0, saved.x, torch.zeros_like(saved.x))[1], place)
             self._widen(saved, self._to_middle(saved))
         elif saved.wide is None:
-            self._widen(saved, self._norm(1, saved.middle, nothing)[1])
+            self._widen(saved, self._norm(1, saved.middle, torch.zeros_like(saved.middle))[1])
 
     def backward(self, grad, low, saved, place):
         """Return the gradient of x + y, in two types, and add those of the adapters; `saved` is used up.
@@ -141,7 +140,7 @@ class Decoder:
     Args:
         parts (shapes.Parts): its modules.
         dtype (torch.dtype): of the matrix products.
-        residual (torch.dtype): of the residual stream.
+        residual (torch.dtype): of the residual stream and its gradient.
         kernels (math.Kernels): how to compute.
 
     Attributes:
@@ -150,7 +149,7 @@ class Decoder:
     """
 
     def __init__(self, parts, dtype, residual, kernels):
-        self.parts, self.dtype, self.residual, self.gradient, self.kernels = parts, dtype, residual, residual, kernels
+        self.parts, self.dtype, self.residual, self.kernels = parts, dtype, residual, kernels
         self.checkpointing, self.resident = "none", False
         self.layers = [Layer(layer, dtype, kernels) for layer in parts.layers]
         self.head = Linears([parts.head], dtype)
@@ -228,5 +227,4 @@ class Decoder:
             loss += of_part
             of_normed[part], inner = self.head.input_gradient(of_logits, branches, k)
             self.head.add_gradients(normed[part], of_logits, inner, branches, k)
-        nothing = torch.zeros_like(x, dtype=self.gradient)
-        return loss, *k.rms_norm_backward(of_normed, nothing, x, norm.weight, norm.variance_epsilon)[:2]
+        return loss, *k.rms_norm_backward(of_normed, torch.zeros_like(x), x, norm.weight, norm.variance_epsilon)[:2]

@@ -51,7 +51,7 @@ class Linears:
         """Take the adapters as they are now; forget the gradients."""
         for n, (a, b, scale) in enumerate(zip(self.parameters[::2], self.parameters[1::2], self.scales, strict=True)):
             self.a[self.ranks[n]].copy_(a.detach())
-            torch.mul(b.detach(), scale, out=self.b[n]) if b.dtype == self.dtype else self.b[n].copy_(b.detach() * scale)
+            self.b[n].copy_(b.detach() * scale)
         torch._foreach_zero_([self.grad_a, *self.grad_b])
         if self.resident is not None and self.merged and self.rows:
             self._fill(self.resident)

@@ -104,6 +104,7 @@ def cross_entropy(logits, targets, weight):
 
 
 OPTIONS = {"max_pointwise_cat_inputs": 0}  # one kernel writes all parts of what is joined, instead of asking of each value where it lies
+NO_TRITON = (0,)
 OLDEST_TRITON = (3, 3)  # 3.1 was seen to compute the kernels of `dropout` wrong, in its interpreter
 BITS = 8
 
@@ -148,8 +149,8 @@ class Kernels:
 
 
 def triton_release():
-    """Return the release of Triton (tuple[int, ...]); (0,) where it is not installed."""
+    """Return the release of Triton (tuple[int, ...]), `NO_TRITON` where it is not installed."""
     try:
         return tuple(int(number) for number in importlib.metadata.version("triton").split(".")[:2])
     except importlib.metadata.PackageNotFoundError:
-        return (0,)
+        return NO_TRITON

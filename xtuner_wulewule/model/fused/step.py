@@ -80,16 +80,15 @@ class FusedStep:
 
     def _record(self, parts):
         """Record the graphs that are missing. No random number is used up: a resumed run draws those of an uninterrupted one."""
-        missing = [part for part in parts if self.recorded and part.key not in self.graphs]
+        missing = {part.key: part for part in parts if self.recorded and part.key not in self.graphs}
         if not missing:
             return
         random_state = torch.cuda.get_rng_state(self.device)
         try:
-            for part in missing:
-                if part.key not in self.graphs:
-                    self._add(part)  # compiles, and lets libraries make their plans
-                    self.graphs[part.key] = _Graph(self.decoder, part, self.pool)
-                    self.pool = self.graphs[part.key].graph.pool()
+            for key, part in missing.items():
+                self._add(part)  # compiles, and lets libraries make their plans
+                self.graphs[key] = _Graph(self.decoder, part, self.pool)
+                self.pool = self.graphs[key].graph.pool()
         finally:
             torch.cuda.set_rng_state(random_state, self.device)
 
@@ -203,6 +202,8 @@ class Part:
         key (tuple): parts with the same can share a graph.
     """
 
+    TENSORS = ("ids", "targets", "weight", "cos", "sin", "bounds", "mask")  # what differs between parts of the same key
+
     def __init__(self, ids, targets, weight, cos, sin, documents, dtype):
         self.shape = tuple(ids.shape)
         self.ids, self.targets, self.weight = ids.flatten(), targets.flatten(), weight
@@ -216,9 +217,8 @@ class Part:
         self.key = self.shape, None if self.bounds is None else len(self.bounds), self.mask is not None
 
     def tensors(self):
-        """Return what differs between parts of the same key (list[torch.Tensor])."""
-        found = self.ids, self.targets, self.weight, self.cos, self.sin, self.bounds, self.mask
-        return [tensor for tensor in found if tensor is not None]
+        """Return those of `TENSORS` that this part has, {name: torch.Tensor}."""
+        return {name: tensor for name in self.TENSORS if (tensor := getattr(self, name)) is not None}
 
     def place(self):
         """Return the `decoder.Place`."""
@@ -238,15 +238,14 @@ class _Graph:
 
     def __init__(self, decoder, part, pool):
         self.part = part
-        for name in ("ids", "targets", "weight", "cos", "sin", "bounds", "mask"):
-            if (tensor := getattr(part, name)) is not None:
-                setattr(part, name, tensor.clone())
+        for name, tensor in part.tensors().items():
+            setattr(part, name, tensor.clone())
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.loss = decoder.add_batch(part.ids, part.targets, part.weight, part.place())
 
     def __call__(self, part):
-        torch._foreach_copy_(self.part.tensors(), part.tensors())
+        torch._foreach_copy_(list(self.part.tensors().values()), list(part.tensors().values()))
         self.graph.replay()
         return self.loss.clone()
 
