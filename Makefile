@@ -17,7 +17,7 @@ demo: install
 	$(BIN)/wulewule demo
 
 test: install
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: install
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest --ignore tests/e2e
