@@ -11,6 +11,7 @@ from xtuner.model import SupervisedFinetune
 from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.model import finetune
 from xtuner_wulewule.model.fused import math, shapes
+from xtuner_wulewule.model.fused.decoder import Decoder
 from xtuner_wulewule.model.fused.step import OPTIMIZER_BYTES, RESERVE, FusedStep
 
 
@@ -81,6 +82,26 @@ def test_micro_batches_change_nothing(rows_at_a_time):
     assert_equal(model, plain, data)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_tokens_without_a_target_need_no_logits(rate):
+    model = tune("internlm2", adapter=lora(lora_dropout=rate, target_modules=["wqkv", "wo", "w2", "output"]), fused=True)
+    data = batch(rows=4)
+    data["labels"][:, 10:] = -100
+    data["labels"][2] = -100  # a row of which nothing is trained
+    seen, add_batch = [], Decoder.add_batch
+    model._step = model._fused_step()
+    model._step.decoder.add_batch = lambda *args: seen.append(len(args[3])) or add_batch(model._step.decoder, *args)
+    model._step.tokens = 40
+    found = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        found.append(grads(model, data)[1])
+    assert seen[:4] == [max(1, trained) for trained in (data["labels"][:, 1:] != -100).sum(1).tolist()] and seen[2] == 1
+    if rate == 0.0:
+        assert_equal(model, plain_twin(model), data)
+    assert all(torch.equal(one, two) for one, two in zip(found[0].values(), found[1].values(), strict=True))
+
+
 @pytest.mark.parametrize(
     "adapter",
     [dict(target_modules=["wqkv", "wo"]), dict(target_modules=["w1", "w2", "output"]), dict(target_modules=["w3"], use_rslora=True)],
@@ -140,8 +161,8 @@ def test_backward_of_an_earlier_forward_is_refused():
 def test_mask_of_dropout_keeps_at_its_rate_and_independently():
     torch.manual_seed(0)
     x = torch.ones(4096, 64)
-    masks = [math.draw_mask(x, 0.1) for _ in range(2)]
-    kept = [math.drop(x, mask, 0.1) for mask in masks]
+    masks = math.draw_masks(x, 2, 0.1)
+    kept = list(math.drop(x, masks, 0.1))
     for one in kept:
         assert one.unique().tolist() == pytest.approx([0, 1 / 0.9])
         rates = (one != 0).float().mean(0)
@@ -150,7 +171,8 @@ def test_mask_of_dropout_keeps_at_its_rate_and_independently():
     dropped = [(one == 0).float() for one in (*kept, kept[0].roll(1, 1))]
     for other in dropped[1:]:  # two masks, and neighbours within one, meet as often as chance has it
         assert abs(float((dropped[0] * other).mean()) - 0.01) < 5 * (0.01 / x.numel()) ** 0.5
-    assert torch.equal(math.add_dropped(x, x, masks[0], 0.1), x + kept[0])
+    inner, a = torch.ones(len(x), 1), torch.ones(1, 64)
+    assert torch.equal(math.add_dropped_product(x, inner, a, masks[:1], 0.1), x + kept[0])
 
 
 def test_loss_and_gradients_under_dropout_have_the_plain_models_distribution():

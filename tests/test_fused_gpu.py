@@ -78,14 +78,51 @@ def test_dropout_draws_anew_in_each_replay_and_is_right_on_average():
     assert 0.7 < losses.std() / expected.std() < 1.4
 
 
-def test_kernels_of_dropout_are_those_of_pytorch():
-    kernels = math.Kernels(compiled=True)
-    x, branch = torch.randn(2, 1000, 2048, device="cuda", dtype=BF16)
-    mask = kernels.draw_mask(x, 0.1)
-    kept = kernels.drop(torch.ones_like(x, dtype=torch.float32), mask, 0.1) != 0
-    assert abs(float(kept.float().mean()) - 0.9) < 5 * (0.09 / x.numel()) ** 0.5
-    assert torch.equal(kernels.drop(x, mask, 0.1), math.drop(x, mask, 0.1))
-    assert torch.allclose(kernels.add_dropped(x, branch, mask, 0.1), math.add_dropped(x, branch, mask, 0.1), rtol=1e-2)
+def test_kernels_are_those_of_pytorch():
+    tokens, width, rank, p = 512, 2048, 32, 0.1
+    kernels, plain = math.Kernels(compiled=True), math.Kernels(compiled=False)
+    kernels.take_triton({width}, rank)
+    assert kernels.drop.__module__.endswith("kernels") or math.triton_release() < math.OLDEST_TRITON
+
+    def random(*shape):
+        return torch.randn(shape, device="cuda", dtype=BF16)
+
+    def assert_same(found, expected):
+        assert (found.float() - expected.float()).norm() <= 1e-2 * expected.float().norm()
+
+    x, a, outer, inner = random(tokens, width), random(rank, width), random(tokens, 2 * rank), random(tokens, rank)
+    wide, b = random(tokens, 2 * width), random(2 * width, rank) * 0.1
+    masks = kernels.draw_masks(x, 2, p)
+    mask = masks[:1]
+    kept = kernels.drop(torch.ones_like(x, dtype=torch.float32), masks, p) != 0
+    assert abs(float(kept.float().mean()) - 0.9) < 5 * (0.09 / kept.numel()) ** 0.5
+    assert torch.equal(kernels.drop(x, masks, p), plain.drop(x, masks, p))
+    arguments = x, outer, random(2 * rank, width), masks, p
+    assert_same(kernels.add_dropped_product(*arguments), plain.add_dropped_product(*arguments))
+    arguments = wide, outer, b, mask, a, p
+    for found, expected in zip(kernels.swiglu_project(*arguments), plain.swiglu_project(*arguments), strict=True):
+        assert_same(found, expected)
+    for one, rate in ((mask, p), (None, 0.0)):
+        arguments = x, wide, outer, b, one, a, inner, rate
+        for found, expected in zip(kernels.swiglu_backward(*arguments), plain.swiglu_backward(*arguments), strict=True):
+            assert_same(found, expected)
+
+
+def test_head_sees_the_tokens_with_a_target_only():
+    model, plain = on_gpu(), on_gpu(fused=False)
+    for count in (250, 30, 0):  # tokens of a row
+        data = gpu_batch(rows=4, tokens=2048)
+        data["labels"][:, count:] = -100
+        loss, found = amp_grads(model, data)
+        if count:
+            plain_loss, expected = amp_grads(plain, data)
+            assert float(loss) == pytest.approx(float(plain_loss), rel=2e-3) and distance(found, expected) < 0.1
+        else:
+            assert loss == 0 and all((grad == 0).all() for grad in found.values())
+    assert len(model._step.graphs) == 1
+    data["labels"] = data["input_ids"]
+    amp_grads(model, data)
+    assert sorted(key[-1] for key in model._step.graphs) == [1024, 4096]
 
 
 @pytest.mark.parametrize("checkpointing", ["selective", "full"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from xtuner_wulewule.model.fused.attention import attend
-from xtuner_wulewule.model.fused.linear import Linears
+from xtuner_wulewule.model.fused.linear import Branch, Linears
 
 CHUNK = 1024  # tokens whose logits exist at a time
 
@@ -20,13 +20,15 @@ class Layer:
         parts (shapes.LayerParts): its modules.
         dtype (torch.dtype): of the matrix products.
         kernels (math.Kernels): how to compute.
+        lora (dict): rank and rate of the dropout, as `Linears` takes them.
     """
 
-    def __init__(self, parts, dtype, kernels):
-        self.norms, self.kernels, self.dtype = parts.norms, kernels, dtype
+    def __init__(self, parts, dtype, kernels, lora):
+        self.norms, self.kernels, self.dtype, self.rate = parts.norms, kernels, dtype, lora["rate"]
         self.heads = parts.heads
         self.split, self.join = (getattr(kernels, f"{name}_{parts.layout}") for name in ("split", "join"))
-        self.qkv, self.o, self.up, self.down = (Linears(group, dtype) for group in (parts.qkv, parts.o, parts.up, parts.down))
+        self.qkv, self.o = (Linears(group, dtype, **lora) for group in (parts.qkv, parts.o))
+        self.up, self.down = (Linears(group, dtype, **lora, complete=True) for group in (parts.up, parts.down))
         self.linears = (self.qkv, self.o, self.up, self.down)
 
     def forward(self, x, y, place, checkpointing):
@@ -38,91 +40,108 @@ class Layer:
             place (Place): positions and documents.
             checkpointing (str): "none", "selective" (gate and up, the widest, are computed again in `backward`) or "full" (everything is).
         """
-        x, normed = self._norm(0, x, y)
-        saved = Saved(x)
-        self._attention(saved, normed, place)
-        self._widen(saved, self._to_middle(saved))
-        y = self.down.forward(self.kernels.swiglu(saved.wide), saved.branches[3], self.kernels)
-        x = saved.middle
+        saved = Saved()
+        x = saved.x = self._norm(saved, 0, x, y)
+        self._attention(saved, place)
+        x = self._norm(saved, 1, x, self._out(saved))
+        self._widen(saved)
+        y = self.down.forward(self._act(saved), saved.down, self.kernels)
         saved.forget(checkpointing)
         return x, y, saved
 
-    def _attention(self, saved, normed, place):
-        qkv = self.qkv.forward(normed, saved.branches[0], self.kernels)
-        q, k, v = self.split(qkv, place.cos, place.sin, self.heads)
-        saved.qkv = [t.detach().requires_grad_() for t in (q, k, v)]
+    def _norm(self, saved, number, x, y):
+        norm = self.norms[number]
+        x, saved.normed[number], saved.scales[number] = self.kernels.add_rms_norm(x, y, norm.weight, norm.variance_epsilon, self.dtype)
+        return x
+
+    def _attention(self, saved, place):
+        qkv = self.qkv.forward(saved.normed[0], saved.qkv, self.kernels)
+        saved.heads = [t.detach().requires_grad_() for t in self.split(qkv, place.cos, place.sin, self.heads)]
         with torch.enable_grad():
-            saved.attended = attend(*saved.qkv, place.layout)
+            saved.attended = attend(*saved.heads, place.layout)
 
-    def _to_middle(self, saved):
-        y = self.o.forward(saved.attended.detach().flatten(1), saved.branches[1], self.kernels)
-        saved.middle, normed = self._norm(1, saved.x, y)
-        return normed
+    def _out(self, saved):
+        return self.o.forward(saved.attended.detach().flatten(1), saved.o, self.kernels)
 
-    def _widen(self, saved, normed):
-        saved.wide = self.up.forward(normed, saved.branches[2], self.kernels)
+    def _widen(self, saved):
+        saved.wide = self.up.forward(saved.normed[1], saved.up, self.kernels, apart=True)
+
+    def _act(self, saved):
+        if self.down.merged:
+            return self.kernels.swiglu(saved.wide)
+        branch, down = saved.down, self.down
+        branch.masks = self.kernels.draw_masks(saved.wide[:, : down.width], 1, self.rate)
+        act, branch.inner = self.kernels.swiglu_project(saved.wide, saved.up.inner, self.up.b, branch.masks, down.a, self.rate)
+        return act
 
     def _again(self, saved, place):
         """Compute what was not kept."""
         if saved.attended is None:
-            self._attention(saved, self._norm(0, saved.x, torch.zeros_like(saved.x))[1], place)
-            self._widen(saved, self._to_middle(saved))
-        elif saved.wide is None:
-            self._widen(saved, self._norm(1, saved.middle, torch.zeros_like(saved.middle))[1])
+            x = self._norm(saved, 0, saved.x, torch.zeros_like(saved.x, dtype=self.dtype))
+            self._attention(saved, place)
+            self._norm(saved, 1, x, self._out(saved))
+        if saved.wide is None:
+            self._widen(saved)
 
-    def backward(self, grad, low, saved, place):
-        """Return the gradient of x + y, in two types, and add those of the adapters; `saved` is used up.
+    def backward(self, grad, saved, place, first=False):
+        """Return the gradient of x + y (T, channels), None for the first layer; add those of the adapters; `saved` is used up.
 
         Args:
             grad (torch.Tensor): the gradient of what `forward` returned, added (T, channels).
-            low (torch.Tensor): the same in the type of the matrix products.
             saved (Saved): what `forward` returned.
             place (Place): positions and documents.
+            first (bool): whether the layer reads the embeddings, which are not trained.
         """
         self._again(saved, place)
-        k = self.kernels
-        of_act, inner = self.down.input_gradient(low, saved.branches[3], k)
-        of_wide, act = k.swiglu_backward(of_act, saved.wide)
+        grad = self._norm_backward(saved, 1, self._feed_backward(grad, saved), grad)
+        of_attended = self._backward_of(self.o, grad, saved.o, saved.attended.detach().flatten(1))
+        of_heads = torch.autograd.grad(saved.attended, saved.heads, of_attended.view_as(saved.attended))
+        saved.attended = saved.heads = None
+        of_qkv = self.join(*of_heads, place.cos, place.sin, self.heads)
+        of_normed = self._backward_of(self.qkv, of_qkv, saved.qkv, saved.normed[0], first)
+        return None if first else self._norm_backward(saved, 0, of_normed, grad)
+
+    def _backward_of(self, linears, grad, branch, x, first=False):
+        """Return the gradient of the input x of linear layers, and add those of their adapters."""
+        of_inner = linears.inner_gradient(grad)
+        linears.add_gradient_of_b(grad, branch.inner)
+        linears.add_gradient_of_a(x, of_inner, branch.masks, self.kernels)
+        return None if first else linears.input_gradient(grad, of_inner, branch.masks, self.kernels)
+
+    def _feed_backward(self, grad, saved):
+        up, down, branch = self.up, self.down, saved.down
+        of_inner = down.inner_gradient(grad)
+        down.add_gradient_of_b(grad, branch.inner)
+        of_act = grad @ down.weight()
+        of_wide, sums = self.kernels.swiglu_backward(of_act, saved.wide, saved.up.inner, up.b, branch.masks, down.a, of_inner, self.rate)
         saved.wide = None
-        self.down.add_gradients(act, low, inner, saved.branches[3], k)
-        del of_act, act
-        of_normed, inner = self.up.input_gradient(of_wide, saved.branches[2], k)
-        grad, low, normed = self._norm_backward(1, of_normed, grad, saved.middle)
-        self.up.add_gradients(normed, of_wide, inner, saved.branches[2], k)
-        del of_wide, normed
-        of_attended, inner = self.o.input_gradient(low, saved.branches[1], k)
-        self.o.add_gradients(saved.attended.detach().flatten(1), low, inner, saved.branches[1], k)
-        of_qkv = torch.autograd.grad(saved.attended, saved.qkv, of_attended.view_as(saved.attended))
-        saved.attended = saved.qkv = None
-        of_qkv = self.join(*of_qkv, place.cos, place.sin, self.heads)
-        of_normed, inner = self.qkv.input_gradient(of_qkv, saved.branches[0], k)
-        grad, low, normed = self._norm_backward(0, of_normed, grad, saved.x)
-        self.qkv.add_gradients(normed, of_qkv, inner, saved.branches[0], k)
-        return grad, low
+        for total, part in zip((down.grad_a, *up.grad_b), sums, strict=True):
+            total += part
+        of_inner = up.inner_gradient(of_wide)
+        up.add_gradient_of_a(saved.normed[1], of_inner, saved.up.masks, self.kernels)
+        return up.input_gradient(of_wide, of_inner, saved.up.masks, self.kernels)
 
-    def _norm(self, number, x, y):
-        norm = self.norms[number]
-        return self.kernels.add_rms_norm(x, y, norm.weight, norm.variance_epsilon, self.dtype)
-
-    def _norm_backward(self, number, of_normed, grad, x):
-        norm = self.norms[number]
-        return self.kernels.rms_norm_backward(of_normed, grad, x, norm.weight, norm.variance_epsilon)
+    def _norm_backward(self, saved, number, of_normed, grad):
+        return self.kernels.rms_norm_backward(of_normed, grad, saved.normed[number], saved.scales[number], self.norms[number].weight)
 
 
 class Saved:
     """What the forward of a layer leaves for its backward."""
 
-    def __init__(self, x):
-        self.x = x
-        self.qkv = self.attended = self.middle = self.wide = None
-        self.branches = [], [], [], []  # under dropout, of qkv, o, up and down; small, so they are always kept
+    def __init__(self):
+        self.x = self.heads = self.attended = self.wide = None
+        self.normed, self.scales = [None, None], [None, None]
+        self.qkv, self.o, self.up, self.down = Branch(), Branch(), Branch(), Branch()  # small, so they are always kept
 
     def forget(self, checkpointing):
-        """Drop what will be computed again."""
+        """Drop what will be computed again, and x where nothing is."""
         if checkpointing != "none":
             self.wide = None
         if checkpointing == "full":
-            self.qkv = self.attended = self.middle = None
+            self.heads = self.attended = None
+            self.normed, self.scales = [None, None], [None, None]
+        else:
+            self.x = None
 
 
 @dataclass
@@ -140,7 +159,7 @@ class Decoder:
     Args:
         parts (shapes.Parts): its modules.
         dtype (torch.dtype): of the matrix products.
-        residual (torch.dtype): of the residual stream and its gradient.
+        residual (torch.dtype): of the residual stream; its gradient has that of the matrix products.
         kernels (math.Kernels): how to compute.
 
     Attributes:
@@ -151,21 +170,37 @@ class Decoder:
     def __init__(self, parts, dtype, residual, kernels):
         self.parts, self.dtype, self.residual, self.kernels = parts, dtype, residual, kernels
         self.checkpointing, self.resident = "none", False
-        self.layers = [Layer(layer, dtype, kernels) for layer in parts.layers]
-        self.head = Linears([parts.head], dtype)
-        if self.head.rows and self.head.merged:
-            self.head.make_resident()
+        lora = lora_of([*(module for layer in parts.layers for module in layer.linears()), parts.head])
+        self.layers = [Layer(layer, dtype, kernels, lora) for layer in parts.layers]
+        self.head = Linears([parts.head], dtype, **lora)
         self.linears = [*(linears for layer in self.layers for linears in layer.linears), self.head]
+        kernels.take_triton({linears.width for linears in self.linears}, lora["rank"])
         self.parameters = [parameter for linears in self.linears for parameter in linears.parameters]
+        self.sizes = [size for linears in self.linears for size in linears.gradient_sizes()]
+        self.sums = torch.zeros(sum(self.sizes), device=self.head.device)
+        parts = iter(self.sums.split(self.sizes))
+        for linears in self.linears:
+            linears.take_sums(parts)
+        if self.head.ranks and self.head.merged:
+            self.head.make_resident()
 
     def begin_step(self):
         """Take the adapters as they are now; forget the gradients."""
+        self.sums.zero_()
         for linears in self.linears:
             linears.begin_step()
 
-    def gradients(self):
-        """Return the gradients of `parameters`, of all batches since `begin_step`."""
-        return [grad for linears in self.linears for grad in linears.gradients()]
+    def gradients(self, factor):
+        """Return the gradients of `parameters`, of all batches since `begin_step`, times a factor (torch.Tensor, a number)."""
+        parts = iter((self.sums * factor).split(self.sizes))
+        grads, of_b, scales = [], [], []
+        for linears in self.linears:
+            for grad, scale in linears.gradients(parts):
+                grads.append(grad)
+                of_b += [grad] * (scale is not None)
+                scales += [scale] * (scale is not None)
+        torch._foreach_mul_(of_b, scales)
+        return grads
 
     def weight_bytes(self):
         """Return the bytes (int) that the layers' weights take dequantised."""
@@ -188,21 +223,25 @@ class Decoder:
         kept = most = 0
         for layer in self.layers:
             dropped = [linears for linears in layer.linears if not linears.merged]
-            attention = half * (sum(layer.qkv.outs) + layer.o.width) + full * layer.o.outs[0] + 4 * layer.heads[0]
+            attention = half * (sum(layer.qkv.outs) + layer.o.width + layer.qkv.width + layer.o.outs[0]) + 4 * layer.heads[0] + 8
             wide = half * sum(layer.up.outs)
-            kept += full * layer.qkv.width + sum(linears.width // 8 * len(linears.rows) + half * len(linears.a) for linears in dropped)
-            kept += attention * (checkpointing != "full") + wide * (checkpointing == "none")
+            kept += sum(half * len(linears.a) for linears in layer.linears) + sum(
+                linears.width // 8 * len(linears.ranks) for linears in dropped
+            )
+            kept += full * layer.qkv.width if checkpointing == "full" else attention
+            kept += wide * (checkpointing == "none")
             most = max(most, attention + 4 * wide)
         return kept + most
 
     @torch.no_grad()
-    def add_batch(self, ids, targets, weight, place):
+    def add_batch(self, ids, targets, weight, picked, place):
         """Add the gradients of a batch; return its loss.
 
         Args:
             ids (torch.Tensor): token ids (T,).
             targets (torch.Tensor): the ids to be predicted (T,), -100 where none is.
             weight (torch.Tensor): a number by which the sum of the losses is multiplied.
+            picked (torch.Tensor): the places (int64) of all tokens with a target, and perhaps of some without: the head sees no others.
             place (Place): positions and documents.
         """
         x, saved = self.parts.embedding(ids).to(self.residual), []
@@ -210,21 +249,30 @@ class Decoder:
         for layer in self.layers:
             x, y, kept = layer.forward(x, y, place, self.checkpointing)
             saved.append(kept)
-        loss, grad, low = self._loss(x, y, targets, weight)
+        loss, grad = self._loss(x, y, targets, weight, picked)
         while saved:
-            grad, low = self.layers[len(saved) - 1].backward(grad, low, saved.pop(), place)
+            number = len(saved) - 1
+            grad = self.layers[number].backward(grad, saved.pop(), place, first=number == 0)
         return loss
 
-    def _loss(self, x, y, targets, weight):
-        norm, k = self.parts.norm, self.kernels
-        x, normed = k.add_rms_norm(x, y, norm.weight, norm.variance_epsilon, self.dtype)
-        of_normed, loss = torch.empty_like(normed), torch.zeros((), device=x.device)
-        for begin in range(0, len(x), CHUNK):
-            part = slice(begin, begin + CHUNK)
-            branches = []
-            logits = self.head.forward(normed[part], branches, k)
-            of_part, of_logits = k.cross_entropy(logits, targets[part], weight)
+    def _loss(self, x, y, targets, weight, picked):
+        norm, head, k = self.parts.norm, self.head, self.kernels
+        normed, scale = k.add_rms_norm(x, y, norm.weight, norm.variance_epsilon, self.dtype)[1:]
+        of_normed, loss = torch.zeros_like(normed), torch.zeros((), device=x.device)
+        for places in picked.split(CHUNK):
+            seen, branch = normed[places], Branch()
+            of_part, of_logits = k.cross_entropy(head.forward(seen, branch, k), targets[places], weight)
             loss += of_part
-            of_normed[part], inner = self.head.input_gradient(of_logits, branches, k)
-            self.head.add_gradients(normed[part], of_logits, inner, branches, k)
-        return loss, *k.rms_norm_backward(of_normed, torch.zeros_like(x), x, norm.weight, norm.variance_epsilon)[:2]
+            of_inner = head.inner_gradient(of_logits)
+            head.add_gradient_of_b(of_logits, branch.inner)
+            head.add_gradient_of_a(seen, of_inner, branch.masks, k)
+            of_normed.index_copy_(0, places, head.input_gradient(of_logits, of_inner, branch.masks, k))
+        return loss, k.rms_norm_backward(of_normed, torch.zeros_like(normed), normed, scale, norm.weight)
+
+
+def lora_of(layers):
+    """Return the rank (a power of two that no adapter exceeds, 16 at least) and the rate of the dropout of layers' adapters (dict)."""
+    adapters = [layer for layer in layers if hasattr(layer, "lora_A")]
+    highest = max((len(layer.lora_A["default"].weight) for layer in adapters), default=1)
+    rate = max((getattr(layer.lora_dropout["default"], "p", 0.0) for layer in adapters), default=0.0)
+    return dict(rank=max(16, 1 << (highest - 1).bit_length()), rate=rate)

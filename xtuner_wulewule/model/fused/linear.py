@@ -3,43 +3,73 @@
 import torch
 
 
+class Branch:
+    """What the adapters of `Linears` leave for the backward.
+
+    Attributes:
+        masks (torch.Tensor | None): of their dropout, as of `math.draw_masks`; None where there is none.
+        inner (torch.Tensor | None): A x of all of them side by side (T, adapters * rank).
+    """
+
+    def __init__(self):
+        self.masks = self.inner = None
+
+
 class Linears:
     """Frozen linear layers with one input, those of the queries, keys and values for example, and their LoRA adapters.
 
     Args:
         layers (list[torch.nn.Module]): `Linear` or bitsandbytes' `Linear4bit`, or peft's LoRA layer around one.
         dtype (torch.dtype): of the matrix products.
+        rank (int): to which all adapters are filled up with zeros.
+        rate (float): of LoRA's dropout.
+        complete (bool): whether a layer without an adapter gets one of zeros, which is not trained.
 
     Attributes:
         parameters (list[torch.nn.Parameter]): A and B of each layer that has them.
+        a (torch.Tensor): A of the adapters, one below the other (adapters * rank, width).
+        b (torch.Tensor): their B, scaled (sum of outs with an adapter, rank).
+        merged (bool): whether the weights hold B A: where there is no dropout.
     """
 
-    def __init__(self, layers, dtype):
+    def __init__(self, layers, dtype, rank, rate, complete=False):
         self.bases = [getattr(layer, "base_layer", layer) for layer in layers]
         self.outs = [base.out_features for base in self.bases]
-        self.width = self.bases[0].in_features
+        self.width, self.rank, self.rate = self.bases[0].in_features, rank, rate
         self.dtype, self.device = dtype, self.bases[0].weight.device
         self.bias = self._bias()
-        adapters = [(number, layer) for number, layer in enumerate(layers) if hasattr(layer, "lora_A")]
-        self.parameters = [p for _, layer in adapters for p in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)]
-        self.scales = [layer.scaling["default"] for _, layer in adapters]
-        self.rate = max([getattr(layer.lora_dropout["default"], "p", 0.0) for _, layer in adapters], default=0.0)
-        ranks = [a.shape[0] for a in self.parameters[::2]]
-        ends = [sum(self.outs[: number + 1]) for number, _ in adapters]
-        self.rows = [slice(end - self.outs[number], end) for end, (number, _) in zip(ends, adapters, strict=True)]
-        self.ranks = [slice(sum(ranks[:n]), sum(ranks[: n + 1])) for n in range(len(ranks))]
-        make = dict(device=self.device)
-        self.a = torch.empty(sum(ranks), self.width, dtype=dtype, **make)
-        self.b = [torch.empty(rows.stop - rows.start, rank, dtype=dtype, **make) for rows, rank in zip(self.rows, ranks, strict=True)]
-        self.grad_a = torch.zeros(self.a.shape, **make)
-        self.grad_b = [torch.zeros(b.shape, **make) for b in self.b]
-        self.merged = self.rate == 0.0
+        self.adapters = [layer if hasattr(layer, "lora_A") else None for layer in layers]
+        ends = [sum(self.outs[: number + 1]) for number in range(len(layers))]
+        adapted = [number for number, adapter in enumerate(self.adapters) if complete or adapter]
+        self.adapters = [self.adapters[number] for number in adapted]
+        self.rows = [slice(ends[number] - self.outs[number], ends[number]) for number in adapted]
+        self.ranks = [slice(rank * number, rank * (number + 1)) for number in range(len(adapted))]
+        pairs = [(layer.lora_A["default"].weight, layer.lora_B["default"].weight) for layer in self.adapters if layer]
+        self.parameters = [parameter for pair in pairs for parameter in pair]
+        self.a = torch.zeros(rank * len(adapted), self.width, dtype=dtype, device=self.device)
+        self.b = torch.zeros(sum(self.outs[number] for number in adapted), rank, dtype=dtype, device=self.device)
+        self.b_parts = self.b.split([self.outs[number] for number in adapted]) if adapted else ()
+        self.grad_a, self.grad_b = None, []
+        self.merged = rate == 0.0
         self.resident = None
+        self.height = sum(self.outs) + self.merged * len(self.a)
+
+    def gradient_sizes(self):
+        """Return how many numbers (list[int]) the gradients of A, and of B of each adapter, transposed, hold."""
+        return [self.a.numel(), *(b.numel() for b in self.b_parts)]
+
+    def take_sums(self, parts):
+        """Take the tensors in which gradients are summed from an iterator (fp32, as many numbers as `gradient_sizes` says)."""
+        self.grad_a, *self.grad_b = self._shaped(parts)
+
+    def _shaped(self, parts):
+        if not self.ranks:
+            return [next(parts)]
+        return [next(parts).view(self.a.shape), *(next(parts).view(self.rank, len(b)) for b in self.b_parts)]
 
     def make_resident(self):
         """Keep the weights in `dtype` from now on, instead of dequantising them for each use."""
-        self.resident = torch.empty(sum(self.outs), self.width, dtype=self.dtype, device=self.device)
-        self._fill(self.resident)
+        self.resident = self._filled()
 
     def _bias(self):
         if all(base.bias is None for base in self.bases):
@@ -48,22 +78,38 @@ class Linears:
         return torch.cat([zero if base.bias is None else base.bias.to(self.dtype) for zero, base in zip(zeros, self.bases, strict=True)])
 
     def begin_step(self):
-        """Take the adapters as they are now; forget the gradients."""
-        for n, (a, b, scale) in enumerate(zip(self.parameters[::2], self.parameters[1::2], self.scales, strict=True)):
-            self.a[self.ranks[n]].copy_(a.detach())
-            self.b[n].copy_(b.detach() * scale)
-        torch._foreach_zero_([self.grad_a, *self.grad_b])
-        if self.resident is not None and self.merged and self.rows:
+        """Take the adapters as they are now."""
+        for layer, rank, b in self._adapted():
+            of_a, of_b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+            self.a[rank][: len(of_a)].copy_(of_a)
+            b[:, : of_b.shape[1]].copy_(of_b * layer.scaling["default"])
+        if self.resident is not None and self.merged and self.parameters:
             self._fill(self.resident)
-            self._merge(self.resident)
 
-    def gradients(self):
-        """Return the gradients (list[torch.Tensor], fp32) of `parameters`."""
-        pairs = zip(self.ranks, self.grad_b, self.scales, strict=True)
-        return [grad for rank, grad_b, scale in pairs for grad in (self.grad_a[rank], grad_b * scale)]
+    def _adapted(self):
+        return [(layer, rank, b) for layer, rank, b in zip(self.adapters, self.ranks, self.b_parts, strict=True) if layer]
+
+    def gradients(self, parts):
+        """Return the gradients of `parameters`, each with the number by which it is still to be multiplied, None where by none.
+
+        Args:
+            parts (Iterator[torch.Tensor]): as of `take_sums`.
+        """
+        of_a, *of_b = self._shaped(parts)
+        found = []
+        for layer, rank, part in zip(self.adapters, self.ranks, of_b, strict=True):
+            if layer:
+                size = len(layer.lora_A["default"].weight)
+                found += [(of_a[rank][:size], None), (part[:size].t(), layer.scaling["default"])]
+        return found
+
+    def _filled(self):
+        weight = torch.empty(self.height, self.width, dtype=self.dtype, device=self.device)
+        self._fill(weight)
+        return weight
 
     def _fill(self, weight):
-        """Write the frozen weights, dequantised, into a tensor (sum of outs, width)."""
+        """Write the frozen weights, dequantised, into a tensor (height, width); where the adapters are merged, add B A, and A below."""
         begin = 0
         for base, out in zip(self.bases, self.outs, strict=True):
             part = weight[begin : begin + out]
@@ -75,73 +121,95 @@ class Linears:
 
                 dequantize_4bit(base.weight.data, state, out=part)
             begin += out
+        if self.merged:
+            for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
+                weight[rows].addmm_(b, self.a[rank])
+            weight[begin:].copy_(self.a)
 
-    def _merge(self, weight):
-        for rows, rank, b in zip(self.rows, self.ranks, self.b, strict=True):
-            weight[rows].addmm_(b, self.a[rank])
+    def _weight(self):
+        """Return what `_fill` writes, or without adapters the only weight itself."""
+        if self.resident is not None:
+            return self.resident
+        if len(self.bases) == 1 and self.bases[0].weight.dtype == self.dtype and self.height == self.outs[0]:
+            return self.bases[0].weight
+        return self._filled()
 
     def weight(self):
         """Return what x is multiplied with (sum of outs, width): the frozen weights, plus the adapters' B A where there is no dropout."""
-        if self.resident is not None:
-            return self.resident
-        if len(self.bases) == 1 and self.bases[0].weight.dtype == self.dtype and not (self.merged and self.rows):
-            return self.bases[0].weight
-        weight = torch.empty(sum(self.outs), self.width, dtype=self.dtype, device=self.device)
-        self._fill(weight)
-        if self.merged:
-            self._merge(weight)
-        return weight
+        return self._weight()[: sum(self.outs)]
 
-    def forward(self, x, branches, kernels):
+    def forward(self, x, branch, kernels, apart=False):
         """Return the outputs side by side (T, sum of outs).
 
         Args:
             x (torch.Tensor): (T, width).
-            branches (list[list[torch.Tensor]]): of each adapter with dropout its mask and A x; where it is empty the masks are drawn.
+            branch (Branch): of the adapters; where it is empty the masks are drawn and A x computed.
             kernels (math.Kernels): how to compute.
+            apart (bool): leave out the adapters where they are not merged into the weights.
         """
-        transposed = self.weight().t()
-        y = x @ transposed if self.bias is None else torch.addmm(self.bias, x, transposed)
-        if not self.merged:
-            branches += [[kernels.draw_mask(x, self.rate), None] for _ in self.rows[len(branches) :]]
-            for rows, rank, b, branch in zip(self.rows, self.ranks, self.b, branches, strict=True):
-                branch[1] = kernels.drop(x, branch[0], self.rate) @ self.a[rank].t()
-                y[:, rows].addmm_(branch[1], b.t())
+        if self.merged or not self.ranks:
+            return self._forward_merged(x, branch)
+        if branch.inner is None:
+            branch.masks = kernels.draw_masks(x, len(self.ranks), self.rate)
+            branch.inner = self._project(x, branch.masks, kernels)
+        if len(self.rows) == len(self.outs) and self.bias is None and not apart:
+            y = torch.empty(len(x), sum(self.outs), dtype=self.dtype, device=self.device)
+            for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
+                torch.mm(branch.inner[:, rank], b.t(), out=y[:, rows])
+            return y.addmm_(x, self.weight().t())  # the large product adds them as it writes
+        y = x @ self.weight().t() if self.bias is None else torch.addmm(self.bias, x, self.weight().t())
+        for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
+            if not apart:
+                y[:, rows].addmm_(branch.inner[:, rank], b.t())
         return y
 
-    def input_gradient(self, grad, branches, kernels):
-        """Return the gradient of x (T, width), and that of A x (T, sum of ranks)."""
-        of_inner = self._inner_gradient(grad)
-        of_x = grad @ self.weight()
-        if not self.merged:
-            for rank, (mask, _) in zip(self.ranks, branches, strict=True):
-                of_x = kernels.add_dropped(of_x, of_inner[:, rank] @ self.a[rank], mask, self.rate)
-        return of_x, of_inner
+    def _forward_merged(self, x, branch):
+        both = x @ self._weight().t()
+        y = both[:, : sum(self.outs)]
+        if self.bias is not None:
+            y += self.bias
+        if self.ranks and branch.inner is None:
+            branch.inner = both[:, sum(self.outs) :].contiguous()
+        return y
 
-    def _inner_gradient(self, grad):
-        if not self.rows:
+    def _project(self, x, masks, kernels):
+        inner = torch.empty(len(x), len(self.a), dtype=self.dtype, device=self.device)
+        for rank, part in zip(self.ranks, kernels.drop(x, masks, self.rate), strict=True):
+            torch.mm(part, self.a[rank].t(), out=inner[:, rank])
+        return inner
+
+    def inner_gradient(self, grad):
+        """Return the gradient of A x of all adapters, from that of the outputs (T, sum of outs); None without adapters."""
+        if not self.ranks:
             return None
-        parts = [grad[:, rows] @ b for rows, b in zip(self.rows, self.b, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        inner = torch.empty(len(grad), len(self.a), dtype=self.dtype, device=self.device)
+        for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
+            torch.mm(grad[:, rows], b, out=inner[:, rank])
+        return inner
 
-    def add_gradients(self, x, grad, of_inner, branches, kernels):
-        """Add the gradients of A and B.
+    def input_gradient(self, grad, of_inner, masks, kernels):
+        """Return the gradient of x (T, width).
 
         Args:
-            x (torch.Tensor): the input (T, width).
-            grad (torch.Tensor): gradient of the outputs (T, sum of outs).
-            of_inner (torch.Tensor): as `input_gradient` returned it.
-            branches (list): as for `forward`.
+            grad (torch.Tensor): of the outputs (T, sum of outs).
+            of_inner (torch.Tensor): as `inner_gradient` returned it.
+            masks (torch.Tensor | None): of the `Branch`.
             kernels (math.Kernels): how to compute.
         """
-        if not self.rows:
+        of_x = grad @ self.weight()
+        return of_x if masks is None else kernels.add_dropped_product(of_x, of_inner, self.a, masks, self.rate)
+
+    def add_gradient_of_a(self, x, of_inner, masks, kernels):
+        """Add the gradient of A; x is the input (T, width), the others are as for `input_gradient`."""
+        if not self.ranks:
             return
-        if self.merged:
+        if masks is None:
             self.grad_a += of_inner.t() @ x
-            inners = (x @ self.a.t()).split([rank.stop - rank.start for rank in self.ranks], 1)
-        else:
-            for rank, (mask, _) in zip(self.ranks, branches, strict=True):
-                self.grad_a[rank] += of_inner[:, rank].t() @ kernels.drop(x, mask, self.rate)
-            inners = [inner for _, inner in branches]
-        for rows, grad_b, inner in zip(self.rows, self.grad_b, inners, strict=True):
-            grad_b += grad[:, rows].t() @ inner
+            return
+        for rank, dropped in zip(self.ranks, kernels.drop(x, masks, self.rate), strict=True):
+            self.grad_a[rank] += of_inner[:, rank].t() @ dropped
+
+    def add_gradient_of_b(self, grad, inner):
+        """Add the gradient of B, from that of the outputs (T, sum of outs) and the `inner` of the `Branch`."""
+        for rows, rank, grad_b in zip(self.rows, self.ranks, self.grad_b, strict=True):
+            grad_b += inner[:, rank].t() @ grad[:, rows]

@@ -10,19 +10,22 @@ import torch
 
 
 def add_rms_norm(x, y, weight, eps, dtype):
-    """Return x + y (T, channels), in the type of x, and that normed: Zhang and Sennrich 2019."""
+    """Return x + y (T, channels), in the type of x; that normed: Zhang and Sennrich 2019; and its scale (T, 1), for the backward."""
     x = (x.float() + y.float()).to(x.dtype)
     h = x.float()
-    return x, (weight * (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps))).to(dtype)
-
-
-def rms_norm_backward(grad, passed_by, x, weight, eps):
-    """Return the gradient of x, that of the residual which passed by the norm added; the same in the type of `grad`; and x normed again."""
-    h, g = x.float(), grad.float() * weight
     scale = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
-    h = h * scale
-    of_x = passed_by.float() + scale * (g - h * (g * h).mean(-1, keepdim=True))
-    return of_x.to(passed_by.dtype), of_x.to(grad.dtype), (weight * h).to(grad.dtype)
+    return x, (weight * (h * scale)).to(dtype), scale
+
+
+def rms_norm_backward(grad, passed_by, normed, scale, weight):
+    """Return the gradient of x (T, channels), that of the residual which passed by the norm added.
+
+    x is not needed: x * scale is `normed` / weight.
+    """
+    g, n = grad.float(), normed.float()
+    h = torch.where(weight == 0, 0.0, n / weight)
+    of_x = passed_by.float() + scale * (g * weight - h * (g * n).mean(-1, keepdim=True))
+    return of_x.to(grad.dtype)
 
 
 def swiglu(both):
@@ -31,13 +34,44 @@ def swiglu(both):
     return (torch.nn.functional.silu(gate) * up).to(both.dtype)
 
 
-def swiglu_backward(grad, both):
-    """Return the gradient of `both`, and silu(gate) * up once more."""
-    (gate, up), grad = both.float().chunk(2, -1), grad.float()
+def swiglu_project(wide, outer, b, mask, a, p):
+    """Return SwiGLU of two adapted projections (T, channels), and what the next adapter takes of it (T, rank).
+
+    Args:
+        wide (torch.Tensor): gate and up without LoRA (T, 2 * channels).
+        outer (torch.Tensor): A x of both adapters (T, 2 * rank), with their dropout.
+        b (torch.Tensor): B of both (2 * channels, rank).
+        mask (torch.Tensor): of the next adapter's dropout, as `draw_masks` drew it (1, T / 8, channels).
+        a (torch.Tensor): A of the next adapter (rank, channels).
+        p (float): rate of the dropout.
+    """
+    act = swiglu(_adapted(wide, outer, b))
+    return act, drop(act, mask, p)[0] @ a.t()
+
+
+def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
+    """Return the gradient of `wide`, and those of A of the next adapter and of B of both, transposed (3, rank, channels), in fp32.
+
+    Args: as of `swiglu_project`, without a mask where the adapters are merged into the weights, and
+        of_act (torch.Tensor): the gradient of SwiGLU's result (T, channels), the adapter's share left out where there is a mask.
+        of_inner (torch.Tensor): that of what the next adapter took (T, rank).
+    """
+    if mask is not None:
+        wide, of_act = _adapted(wide, outer, b), add_dropped_product(of_act, of_inner, a, mask, p)
+    (gate, up), grad = wide.float().chunk(2, -1), of_act.float()
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
-    of_gate = grad * up * (sigmoid + silu * (1 - sigmoid))
-    return torch.cat([of_gate, grad * silu], -1).to(both.dtype), (silu * up).to(both.dtype)
+    of_gate, of_up = (grad * up * (sigmoid + silu * (1 - sigmoid))).to(wide.dtype), (grad * silu).to(wide.dtype)
+    act = (silu * up).to(wide.dtype)
+    act = act if mask is None else drop(act, mask, p)[0]
+    inputs, grads = outer.chunk(2, -1), (of_gate, of_up)
+    of_b = [inner.t() @ part for inner, part in zip(inputs, grads, strict=True)]
+    return torch.cat([of_gate, of_up], -1), torch.stack([of_inner.t() @ act, *of_b]).float()
+
+
+def _adapted(wide, outer, b):
+    both = [inner @ part.t() for inner, part in zip(outer.chunk(2, -1), b.chunk(2), strict=True)]
+    return wide + torch.cat(both, -1)
 
 
 def _turned(x):
@@ -105,47 +139,61 @@ def cross_entropy(logits, targets, weight):
 
 OPTIONS = {"max_pointwise_cat_inputs": 0}  # one kernel writes all parts of what is joined, instead of asking of each value where it lies
 NO_TRITON = (0,)
-OLDEST_TRITON = (3, 3)  # 3.1 was seen to compute the kernels of `dropout` wrong, in its interpreter
+OLDEST_TRITON = (3, 3)  # 3.1 was seen to compute the kernels of dropout wrong, in its interpreter
 BITS = 8
 
 
-def draw_mask(x, p):
-    """Return bits (uint8, (T, channels / 8)): set where dropout at rate p keeps a value of x (T, channels)."""
-    kept = torch.rand(len(x), x.shape[1] // BITS, BITS, device=x.device) >= p
+def draw_masks(x, count, p):
+    """Return bits (uint8, (count, T / 8 rounded up, channels)): set where dropout at rate p keeps a value of x (T, channels).
+
+    A byte is for eight tokens.
+    """
+    kept = torch.rand(count, -(-len(x) // BITS), BITS, x.shape[1], device=x.device) >= p
     powers = 2 ** torch.arange(BITS, device=x.device, dtype=torch.int32)
-    return (kept * powers).sum(-1).to(torch.uint8)
+    return (kept * powers[:, None]).sum(2).to(torch.uint8)
 
 
-def drop(x, mask, p):
-    """Return x (T, channels) with dropout by a mask that `draw_mask` drew."""
-    kept = (mask[..., None] >> torch.arange(BITS, device=x.device, dtype=torch.uint8)) & 1
-    return torch.where(kept.view(x.shape) != 0, x.float() * (1 / (1 - p)), 0.0).to(x.dtype)
+def drop(x, masks, p):
+    """Return x (T, channels) with dropout by each of the masks that `draw_masks` drew (count, T, channels)."""
+    kept = (masks[:, :, None] >> torch.arange(BITS, device=x.device, dtype=torch.uint8)[:, None]) & 1
+    return torch.where(kept.flatten(1, 2)[:, : len(x)] != 0, x.float() * (1 / (1 - p)), 0.0).to(x.dtype)
 
 
-def add_dropped(x, branch, mask, p):
-    """Return x plus the branch (T, channels) with dropout."""
-    return (x.float() + drop(branch.float(), mask, p)).to(x.dtype)
+def add_dropped_product(x, inner, a, masks, p):
+    """Return x (T, channels) plus, for each mask, dropout of a product: of `inner` (T, count * rank) and a (count * rank, channels)."""
+    parts = zip(inner.chunk(len(masks), 1), a.chunk(len(masks)), masks.split(1), strict=True)
+    return (x.float() + sum(drop(one @ two, mask, p)[0].float() for one, two, mask in parts)).to(x.dtype)
 
 
 class Kernels:
-    """The functions of this module as attributes, each one kernel or two where `compiled`.
+    """The functions of this module as attributes, each one kernel or a few where `compiled`.
+
+    They are compiled for the very shapes that are met: what serves any shape is at times compiled anew while a graph is recorded, which
+    CUDA refuses.
 
     Args:
-        compiled (bool): whether torch.compile is used.
+        compiled (bool): whether torch.compile is used, and Triton where it is recent enough.
     """
 
     NAMES = (
-        "add_rms_norm rms_norm_backward swiglu swiglu_backward split_grouped join_grouped split_listed join_listed cross_entropy draw_mask "
-        "drop add_dropped"
+        "add_rms_norm rms_norm_backward swiglu swiglu_project swiglu_backward split_grouped join_grouped split_listed join_listed "
+        "cross_entropy draw_masks drop add_dropped_product"
     )
 
     def __init__(self, compiled):
+        self.compiled = compiled
         for name in self.NAMES.split():
-            setattr(self, name, torch.compile(globals()[name], options=OPTIONS) if compiled else globals()[name])
-        if compiled and triton_release() >= OLDEST_TRITON:
-            from xtuner_wulewule.model.fused import dropout
+            setattr(self, name, torch.compile(globals()[name], dynamic=False, options=OPTIONS) if compiled else globals()[name])
 
-            self.draw_mask, self.drop, self.add_dropped = dropout.draw_mask, dropout.drop, dropout.add_dropped
+    def take_triton(self, widths, rank):
+        """Take the kernels of Triton where they serve tensors of all these widths, and LoRA of this rank."""
+        if not self.compiled or triton_release() < OLDEST_TRITON:
+            return
+        from xtuner_wulewule.model.fused import kernels
+
+        if all(kernels.serves(width, rank) for width in widths):
+            for name in ("draw_masks", "drop", "add_dropped_product", "swiglu_project", "swiglu_backward"):
+                setattr(self, name, getattr(kernels, name))
 
 
 def triton_release():

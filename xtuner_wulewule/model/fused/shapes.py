@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from xtuner_wulewule.model.fused.math import BITS
-
 
 @dataclass
 class LayerParts:
@@ -18,6 +16,10 @@ class LayerParts:
     norms: tuple
     layout: str
     heads: tuple[int, int, int]  # queries, keys, channels of each
+
+    def linears(self):
+        """Return the linear layers of all groups (list)."""
+        return [*self.qkv, *self.o, *self.up, *self.down]
 
 
 @dataclass
@@ -91,7 +93,7 @@ def _why_not_lora(llm, parts):
         return "its adapter is not one of LoRA named default"
     served = {id(parts.head)}
     for layer in parts.layers:
-        served |= {id(module) for group in (layer.qkv, layer.o, layer.up, layer.down) for module in group}
+        served |= {id(module) for module in layer.linears()}
     settings = llm.peft_config["default"]
     if settings.use_dora or getattr(settings, "lora_bias", False) or settings.bias != "none" or settings.modules_to_save:
         return "DoRA, LoRA's bias and modules_to_save are not served"
@@ -103,9 +105,7 @@ def _why_not_lora(llm, parts):
     expected = {id(p) for module in adapters for pair in (module.lora_A, module.lora_B) for p in pair.parameters()}
     if {id(p) for p in llm.parameters() if p.requires_grad} != expected:
         return "something other than LoRA is trained, or only a part of it"
-    bases = [getattr(module, "base_layer", module) for layer in parts.layers for module in (*layer.qkv, *layer.o, *layer.up, *layer.down)]
+    bases = [getattr(module, "base_layer", module) for layer in parts.layers for module in layer.linears()]
     if any(type(base).__name__ not in ("Linear", "Linear4bit") for base in [*bases, getattr(parts.head, "base_layer", parts.head)]):
         return "a linear layer of it is neither plain nor of 4 bit"
-    if any(base.in_features % BITS for base in bases):
-        return f"the input of a layer is no multiple of {BITS} wide"
     return None

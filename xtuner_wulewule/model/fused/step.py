@@ -4,18 +4,20 @@ A step of a small model is bound by launching its kernels from Python; a CUDA gr
 are as fast as sixteen, in a fraction of their memory.
 """
 
+import copy
 import logging
 
 import torch
 
 from xtuner_wulewule.errors import ModelError
 from xtuner_wulewule.model.fused.attention import Layout, document_mask, varlen_attn
-from xtuner_wulewule.model.fused.decoder import Decoder, Place
+from xtuner_wulewule.model.fused.decoder import CHUNK, Decoder, Place
 from xtuner_wulewule.model.fused.math import Kernels
 from xtuner_wulewule.model.fused.shapes import parts_of
 
 TOKENS = 4096  # of a micro-batch: more are hardly faster (docs/decisions.md)
 LENGTHS = 256  # rows are padded to a multiple: few graphs serve batches of any length
+PORTIONS = 16  # of a micro-batch: as many graphs differ by how many of its tokens the head sees
 DOCUMENTS = 32  # bounds between documents come in multiples of this
 CHECKPOINTING = ("none", "selective", "full")
 RESERVE = 2**30  # bytes left to the evaluation and the libraries
@@ -29,7 +31,7 @@ class FusedStep:
     Args:
         llm (torch.nn.Module): a peft model for which `shapes.why_not` returns None.
         dtype (torch.dtype): of the matrix products.
-        residual (torch.dtype): of the residual stream and its gradient. Defaults to fp32, as XTuner has it (docs/decisions.md).
+        residual (torch.dtype): of the residual stream. Defaults to fp32, as XTuner has it (docs/decisions.md).
         compiled (bool): compile the element-wise parts, and record graphs, which need a GPU.
         checkpointing (str): "none", "selective", "full", or "auto", the least with which a row fits the memory.
         resident (bool | str): keep the weights dequantised, which takes 2 bytes a parameter and is faster; "auto" where there is room.
@@ -44,6 +46,7 @@ class FusedStep:
         self.decoder = Decoder(self.parts, dtype, residual, Kernels(compiled))
         self.parameters = self.decoder.parameters
         self.graphs, self.pool, self.steps = {}, None, 0
+        self.beginning = self.places = None
 
     def __call__(self, input_ids, labels, position_ids, document_ids=None):
         """Return the mean loss of the trained tokens; its backward gives the adapters their gradients.
@@ -62,21 +65,36 @@ class FusedStep:
     def run(self, input_ids, labels, position_ids, document_ids):
         """Compute the gradients, which the decoder then holds; return the loss."""
         self.steps += 1
+        begun = bool(self.graphs) and self._begin()  # the card merges the adapters while the batch is prepared
         batch = Batch(input_ids, labels, position_ids, document_ids, self.parts.rotary, LENGTHS if self.recorded else 1, self.dtype)
         if self.steps == 1:
             self._plan(batch.tokens, _free_memory(self.device) if self.device.type == "cuda" else 2**50)
-        while True:
+        loss = self._replayed(batch) if begun else None
+        while loss is None:
             try:
-                parts = batch.parts(max(1, self.tokens // batch.tokens), self.recorded)
+                parts = list(batch.parts(self._rows(batch), self.recorded))
                 self._record(parts)
-                self.decoder.begin_step()
-                return sum(self._add(part) for part in parts)
+                self._begin()
+                loss = sum(self._add(part) for part in parts)
             except torch.cuda.OutOfMemoryError:
                 self._step_down(batch.tokens)
+        return loss
+
+    def _replayed(self, batch):
+        """Return the loss where all graphs are there, else None: each part is made while the card computes the one before."""
+        random_state, losses = torch.cuda.get_rng_state(self.device), []
+        for part in batch.parts(self._rows(batch), full=True):
+            if part.key not in self.graphs:
+                torch.cuda.set_rng_state(random_state, self.device)  # all parts are computed once more
+                return None
+            losses.append(self._add(part))
+        return sum(losses)
+
+    def _rows(self, batch):
+        return max(1, self.tokens // batch.tokens)
 
     def _add(self, part):
-        graph = self.graphs.get(part.key)
-        return graph(part) if graph else self.decoder.add_batch(part.ids, part.targets, part.weight, part.place())
+        return self.graphs[part.key](part) if self.recorded else part.add_to(self.decoder)
 
     def _record(self, parts):
         """Record the graphs that are missing. No random number is used up: a resumed run draws those of an uninterrupted one."""
@@ -86,11 +104,27 @@ class FusedStep:
         random_state = torch.cuda.get_rng_state(self.device)
         try:
             for key, part in missing.items():
-                self._add(part)  # compiles, and lets libraries make their plans
+                part = part.copy()
+                if not any(known[:-1] == key[:-1] for known in self.graphs):
+                    part.add_to(self.decoder)  # compiles, and lets libraries make their plans
                 self.graphs[key] = _Graph(self.decoder, part, self.pool)
                 self.pool = self.graphs[key].graph.pool()
         finally:
             torch.cuda.set_rng_state(random_state, self.device)
+
+    def _begin(self):
+        """Let the decoder begin a step, by a recorded graph where that is possible: it is hundreds of small kernels. Return True."""
+        if not self.recorded:
+            self.decoder.begin_step()
+            return True
+        places = [parameter.data_ptr() for parameter in self.parameters]
+        if self.beginning is None or self.places != places:  # an optimizer may have moved them
+            self.decoder.begin_step()
+            self.beginning, self.places = torch.cuda.CUDAGraph(), places
+            with torch.cuda.graph(self.beginning, pool=self.pool, capture_error_mode="thread_local"):
+                self.decoder.begin_step()
+        self.beginning.replay()
+        return True
 
     def _plan(self, tokens, free):
         """Choose checkpointing, resident weights and the size of micro-batches.
@@ -114,7 +148,7 @@ class FusedStep:
 
     def _step_down(self, tokens):
         """Take smaller micro-batches, or compute more again, after the memory has run out."""
-        self.graphs, self.pool = {}, None
+        self.graphs, self.pool, self.beginning = {}, None, None
         torch.cuda.empty_cache()
         level = CHECKPOINTING.index(self.decoder.checkpointing)
         if self.tokens >= 2 * tokens:
@@ -151,8 +185,8 @@ class _Loss(torch.autograd.Function):
     def backward(ctx, grad):
         if ctx.number != ctx.step.steps:
             raise RuntimeError("backward must follow its own forward: the fused step holds the gradients of one batch")
-        grads = ctx.step.decoder.gradients()
-        return None, None, *(found.mul(grad).to(dtype) for found, dtype in zip(grads, ctx.dtypes, strict=True))
+        grads = ctx.step.decoder.gradients(grad)
+        return None, None, *(found.to(dtype) for found, dtype in zip(grads, ctx.dtypes, strict=True))
 
 
 class Batch:
@@ -166,7 +200,8 @@ class Batch:
 
     def __init__(self, input_ids, labels, position_ids, document_ids, rotary, multiple, dtype):
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        self.weight = 1 / (targets != IGNORED).sum().clamp(min=1)
+        trained = (targets != IGNORED).sum(1)
+        self.weight, self.trained = 1 / trained.sum().clamp(min=1), trained.tolist()
         self.documents = document_ids
         self.dtype = dtype
         missing = -input_ids.shape[1] % multiple
@@ -181,10 +216,13 @@ class Batch:
         return torch.nn.functional.pad(x, (0, tokens), value=value) if tokens else x
 
     def parts(self, rows, full):
-        """Return micro-batches (list[Part]) of so many rows; where `full`, the last is filled up with empty rows."""
-        return [self._part(begin, rows, full) for begin in range(0, self.rows, rows)]
+        """Yield micro-batches (Part) of so many rows; where `full`, the last is filled up with empty rows."""
+        for begin in range(0, self.rows, rows):
+            yield self._part(begin, rows, full)
 
     def _part(self, begin, rows, full):
+        step = max(CHUNK, rows * self.tokens // PORTIONS) if full else 1
+
         def cut(x, value=0):
             x = x[begin : begin + rows]
             missing = rows - len(x) if full else 0
@@ -192,21 +230,26 @@ class Batch:
 
         ids, targets, cos, sin = cut(self.columns[0]), cut(self.columns[1], IGNORED), cut(self.cos), cut(self.sin)
         documents = cut(self.documents) if self.documents is not None else None
-        return Part(ids, targets, self.weight, cos, sin, documents, self.dtype)
+        trained = sum(self.trained[begin : begin + rows])
+        return Part(ids, targets, self.weight, cos, sin, documents, self.dtype, step * max(1, -(-trained // step)))
 
 
 class Part:
     """A micro-batch: `ids`, `targets`, `cos`, `sin` of its tokens laid end to end, `weight`, and what keeps the documents apart.
 
+    Args: besides
+        picked (int): how many tokens the head sees, those with a target first.
+
     Attributes:
-        key (tuple): parts with the same can share a graph.
+        key (tuple): parts with the same can share a graph; the last of it is the number of tokens that the head sees.
     """
 
-    TENSORS = ("ids", "targets", "weight", "cos", "sin", "bounds", "mask")  # what differs between parts of the same key
+    TENSORS = ("ids", "targets", "weight", "picked", "cos", "sin", "bounds", "mask")  # what differs between parts of the same key
 
-    def __init__(self, ids, targets, weight, cos, sin, documents, dtype):
+    def __init__(self, ids, targets, weight, cos, sin, documents, dtype, picked):
         self.shape = tuple(ids.shape)
         self.ids, self.targets, self.weight = ids.flatten(), targets.flatten(), weight
+        self.picked = (self.targets == IGNORED).to(torch.uint8).argsort(stable=True)[:picked]
         self.cos, self.sin = cos.flatten(0, 1), sin.flatten(0, 1)
         self.bounds = self.mask = None
         if documents is not None:
@@ -214,15 +257,23 @@ class Part:
                 self.bounds = _bounds(documents)
             else:
                 self.mask = document_mask(documents, dtype)
-        self.key = self.shape, None if self.bounds is None else len(self.bounds), self.mask is not None
+        self.key = self.shape, None if self.bounds is None else len(self.bounds), self.mask is not None, len(self.picked)
 
     def tensors(self):
         """Return those of `TENSORS` that this part has, {name: torch.Tensor}."""
         return {name: tensor for name in self.TENSORS if (tensor := getattr(self, name)) is not None}
 
-    def place(self):
-        """Return the `decoder.Place`."""
-        return Place(self.cos, self.sin, Layout(self.shape, self.bounds, self.mask))
+    def copy(self):
+        """Return a part with tensors of its own."""
+        other = copy.copy(self)
+        for name, tensor in self.tensors().items():
+            setattr(other, name, tensor.clone())
+        return other
+
+    def add_to(self, decoder):
+        """Add the gradients to a decoder's; return the loss."""
+        place = Place(self.cos, self.sin, Layout(self.shape, self.bounds, self.mask))
+        return decoder.add_batch(self.ids, self.targets, self.weight, self.picked, place)
 
 
 def _bounds(documents):
@@ -234,15 +285,13 @@ def _bounds(documents):
 
 
 class _Graph:
-    """A recorded micro-batch."""
+    """A recorded micro-batch; `part` is a copy, into which others are written."""
 
     def __init__(self, decoder, part, pool):
         self.part = part
-        for name, tensor in part.tensors().items():
-            setattr(part, name, tensor.clone())
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-            self.loss = decoder.add_batch(part.ids, part.targets, part.weight, part.place())
+            self.loss = part.add_to(decoder)
 
     def __call__(self, part):
         torch._foreach_copy_(list(self.part.tensors().values()), list(part.tensors().values()))

@@ -1,0 +1,53 @@
+"""The Triton kernels of the fused step, in Triton's interpreter, against the same in PyTorch."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from xtuner_wulewule.model.fused.math import OLDEST_TRITON, triton_release
+
+SCRIPT = """
+import torch
+from xtuner_wulewule.model.fused import kernels, math
+
+def same(found, expected):
+    assert found.shape == expected.shape and (found - expected).norm() <= 1e-6 * expected.norm()
+
+torch.manual_seed(0)
+tokens, width, rank, p = 128, 192, 16, 0.1
+x, a = torch.randn(tokens, width), torch.randn(rank, width)
+masks = kernels.draw_masks(x, 2, p)
+mask = masks[:1]
+wide = torch.randn(tokens, 2 * width + 32)[:, : 2 * width]
+for values in (x, wide[:, width:]):
+    assert torch.equal(kernels.drop(values, masks, p), math.drop(values, masks, p))
+outer, b, inner = torch.randn(tokens, 2 * rank), torch.randn(2 * width, rank), torch.randn(tokens, rank)
+arguments = x, outer, torch.randn(2 * rank, width), masks, p
+same(kernels.add_dropped_product(*arguments), math.add_dropped_product(*arguments))
+arguments = wide, outer, b, mask, a, p
+for found, expected in zip(kernels.swiglu_project(*arguments), math.swiglu_project(*arguments)):
+    same(found, expected)
+for one, rate in ((mask, p), (None, 0.0)):
+    arguments = x, wide, outer, b, one, a, inner, rate
+    for found, expected in zip(kernels.swiglu_backward(*arguments), math.swiglu_backward(*arguments)):
+        same(found, expected)
+for p in (0.1, 0.6):
+    ones = torch.ones(2048, 64)
+    kept = list(kernels.drop(ones, kernels.draw_masks(ones, 2, p), p) != 0)
+    error = (p * (1 - p) / ones.numel()) ** 0.5
+    for one in kept:
+        assert abs(float(one.float().mean()) - (1 - p)) < 5 * error
+        assert float((one.float().mean(0) - (1 - p)).abs().max()) < 5 * (p * (1 - p) / 2048) ** 0.5
+    for other in (kept[1], kept[0].roll(1, 1), *(kept[0].roll(tokens, 0) for tokens in (1, 2, 4))):
+        assert abs(float((~kept[0] & ~other).float().mean()) - p * p) < 5 * p / ones.numel() ** 0.5
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
+@pytest.mark.skipif(triton_release() < OLDEST_TRITON, reason="this Triton does not serve")
+def test_kernels():
+    result = subprocess.run([sys.executable, "-c", SCRIPT], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,235 @@
+"""Triton kernels of what `math` has in PyTorch: dropout, and SwiGLU together with the small matrix products of LoRA beside it.
+
+Each large tensor is read and written once; apart, LoRA's products would read it again. A program takes TOKENS x CHANNELS values.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from xtuner_wulewule.model.fused.math import BITS
+
+CHANNELS, TOKENS = 64, 64  # multiples that widths and numbers of tokens must have
+RANKS = 16, 32, 64  # more does not fit the registers
+BLOCK = 1024
+
+
+@triton.jit
+def _draw(mask, seed, threshold, size, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    a, b, c, d = tl.randint4x(tl.load(seed), place, 7)
+    byte = _two(a, threshold) + _two(b, threshold) * 4 + _two(c, threshold) * 16 + _two(d, threshold) * 64
+    tl.store(mask + place, byte.to(tl.uint8), mask=place < size)
+
+
+@triton.jit
+def _two(number, threshold):
+    number = number.to(tl.uint32, bitcast=True)
+    return ((number & 0xFFFF) >= threshold).to(tl.int32) + ((number >> 16) >= threshold).to(tl.int32) * 2
+
+
+@triton.jit
+def _kept(mask, token, channel, WIDTH: tl.constexpr):
+    byte = tl.load(mask + (token // 8)[:, None] * WIDTH + channel[None, :])
+    return ((byte >> (token % 8).to(tl.uint8)[:, None]) & 1) != 0
+
+
+@triton.jit
+def _drop(x, masks, out, scale, tokens, stride, WIDTH: tl.constexpr, COUNT: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
+    token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    value = tl.load(x + token[:, None] * stride + channel[None, :]).to(tl.float32) * scale
+    for number in tl.static_range(COUNT):
+        kept = _kept(masks + number * (tokens // 8) * WIDTH, token, channel, WIDTH)
+        tl.store(out + (number * tokens + token)[:, None] * WIDTH + channel[None, :], tl.where(kept, value, 0.0))
+
+
+@triton.jit
+def _add_dropped_product(
+    x,
+    inner,
+    a,
+    masks,
+    out,
+    scale,
+    tokens,
+    WIDTH: tl.constexpr,
+    RANK: tl.constexpr,
+    COUNT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    place = token[:, None] * WIDTH + channel[None, :]
+    total = tl.load(x + place).to(tl.float32)
+    for number in tl.static_range(COUNT):
+        rank = number * RANK + tl.arange(0, RANK)
+        left = tl.load(inner + token[:, None] * (COUNT * RANK) + rank[None, :])
+        branch = tl.dot(left, tl.load(a + rank[:, None] * WIDTH + channel[None, :]), input_precision="ieee")
+        kept = _kept(masks + number * (tokens // 8) * WIDTH, token, channel, WIDTH)
+        total += tl.where(kept, branch * scale, 0.0)
+    tl.store(out + place, total)
+
+
+@triton.jit
+def _swiglu_project(
+    wide,
+    stride,
+    outer,
+    b,
+    mask,
+    a,
+    act,
+    inner,
+    scale,
+    tokens,
+    SPAN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RANK: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
+    rank = tl.arange(0, RANK)
+    at_gate = tl.load(outer + token[:, None] * (2 * RANK) + rank[None, :])
+    at_up = tl.load(outer + token[:, None] * (2 * RANK) + RANK + rank[None, :])
+    total = tl.zeros([TOKENS, RANK], tl.float32)
+    for begin in range(0, SPAN, CHANNELS):
+        channel = tl.program_id(1) * SPAN + begin + tl.arange(0, CHANNELS)
+        place = token[:, None] * stride + channel[None, :]
+        weight = b + channel[:, None] * RANK + rank[None, :]
+        gate = tl.load(wide + place).to(tl.float32) + tl.dot(at_gate, tl.trans(tl.load(weight)), input_precision="ieee")
+        up = tl.load(wide + place + WIDTH).to(tl.float32)
+        up += tl.dot(at_up, tl.trans(tl.load(weight + WIDTH * RANK)), input_precision="ieee")
+        value = (gate * tl.sigmoid(gate) * up).to(act.dtype.element_ty)
+        tl.store(act + token[:, None] * WIDTH + channel[None, :], value)
+        value = tl.where(_kept(mask, token, channel, WIDTH), value, 0.0)
+        total = tl.dot(value, tl.trans(tl.load(a + rank[:, None] * WIDTH + channel[None, :])), total, input_precision="ieee")
+    tl.store(inner + (tl.program_id(1) * tokens + token[:, None]) * RANK + rank[None, :], total * scale)
+
+
+@triton.jit
+def _swiglu_backward(
+    of_act,
+    wide,
+    stride,
+    outer,
+    b,
+    mask,
+    a,
+    of_inner,
+    of_wide,
+    grads,
+    scale,
+    SPAN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RANK: tl.constexpr,
+    DROPPED: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    rank = tl.arange(0, RANK)
+    if DROPPED:
+        weight = b + channel[:, None] * RANK + rank[None, :]
+        b_gate, b_up = tl.trans(tl.load(weight)), tl.trans(tl.load(weight + WIDTH * RANK))
+        down = tl.load(a + rank[:, None] * WIDTH + channel[None, :])
+    of_a = tl.zeros([RANK, CHANNELS], tl.float32)
+    of_b_gate = tl.zeros([RANK, CHANNELS], tl.float32)
+    of_b_up = tl.zeros([RANK, CHANNELS], tl.float32)
+    for begin in range(0, SPAN, TOKENS):
+        token = (tl.program_id(1) * SPAN + begin + tl.arange(0, TOKENS)).to(tl.int64)
+        place = token[:, None] * stride + channel[None, :]
+        gate, up = tl.load(wide + place).to(tl.float32), tl.load(wide + place + WIDTH).to(tl.float32)
+        grad = tl.load(of_act + token[:, None] * WIDTH + channel[None, :]).to(tl.float32)
+        at_gate = tl.load(outer + token[:, None] * (2 * RANK) + rank[None, :])
+        at_up = tl.load(outer + token[:, None] * (2 * RANK) + RANK + rank[None, :])
+        back = tl.load(of_inner + token[:, None] * RANK + rank[None, :])
+        if DROPPED:
+            kept = _kept(mask, token, channel, WIDTH)
+            gate += tl.dot(at_gate, b_gate, input_precision="ieee")
+            up += tl.dot(at_up, b_up, input_precision="ieee")
+            grad += tl.where(kept, tl.dot(back, down, input_precision="ieee") * scale, 0.0)
+        sigmoid = tl.sigmoid(gate)
+        silu = gate * sigmoid
+        of_gate = (grad * up * (sigmoid + silu * (1 - sigmoid))).to(of_wide.dtype.element_ty)
+        of_up = (grad * silu).to(of_wide.dtype.element_ty)
+        place = token[:, None] * (2 * WIDTH) + channel[None, :]
+        tl.store(of_wide + place, of_gate)
+        tl.store(of_wide + place + WIDTH, of_up)
+        act = (silu * up).to(of_wide.dtype.element_ty)
+        if DROPPED:
+            act = tl.where(kept, act, 0.0)
+        of_a = tl.dot(tl.trans(back), act, of_a, input_precision="ieee")
+        of_b_gate = tl.dot(tl.trans(at_gate), of_gate, of_b_gate, input_precision="ieee")
+        of_b_up = tl.dot(tl.trans(at_up), of_up, of_b_up, input_precision="ieee")
+    place = (tl.program_id(1) * 3 * RANK + rank[:, None]) * WIDTH + channel[None, :]
+    tl.store(grads + place, of_a * scale)
+    tl.store(grads + place + RANK * WIDTH, of_b_gate)
+    tl.store(grads + place + 2 * RANK * WIDTH, of_b_up)
+
+
+def serves(width, rank):
+    """Return whether tensors of so many channels, with LoRA of a rank, can be given to the kernels."""
+    return width % CHANNELS == 0 and rank in RANKS
+
+
+def draw_masks(x, count, p):
+    """As `math.draw_masks`, p rounded to 1/65536: from Philox's numbers of 7 rounds (Salmon et al. 2011), of a seed that torch draws."""
+    masks = torch.empty(count, len(x) // BITS, x.shape[1], dtype=torch.uint8, device=x.device)
+    seed = torch.randint(2**31 - 1, (1,), device=x.device)
+    _draw[(triton.cdiv(masks.numel(), BLOCK),)](masks, seed, round(p * 2**16), masks.numel(), BLOCK=BLOCK)
+    return masks
+
+
+def drop(x, masks, p):
+    """As `math.drop`."""
+    (tokens, width), count = x.shape, len(masks)
+    out = torch.empty(count, tokens, width, dtype=x.dtype, device=x.device)
+    shape = dict(WIDTH=width, COUNT=count, TOKENS=TOKENS // 2, CHANNELS=CHANNELS)
+    _drop[(2 * tokens // TOKENS, width // CHANNELS)](x, masks, out, 1 / (1 - p), tokens, x.stride(0), **shape)
+    return out
+
+
+def add_dropped_product(x, inner, a, masks, p):
+    """As `math.add_dropped_product`."""
+    (tokens, width), count = x.shape, len(masks)
+    out = torch.empty_like(x)
+    shape = dict(WIDTH=width, RANK=len(a) // count, COUNT=count, TOKENS=TOKENS, CHANNELS=CHANNELS)
+    _add_dropped_product[(tokens // TOKENS, width // CHANNELS)](x, inner, a, masks, out, 1 / (1 - p), tokens, **shape)
+    return out
+
+
+def swiglu_project(wide, outer, b, mask, a, p):
+    """As `math.swiglu_project`."""
+    tokens, width, rank = len(wide), wide.shape[1] // 2, len(a)
+    act = torch.empty(tokens, width, dtype=wide.dtype, device=wide.device)
+    parts = _parts(width, CHANNELS, 4)
+    inner = torch.empty(parts, tokens, rank, device=wide.device)
+    shape = dict(SPAN=width // parts, WIDTH=width, RANK=rank, TOKENS=TOKENS, CHANNELS=CHANNELS)
+    _swiglu_project[(tokens // TOKENS, parts)](
+        wide, wide.stride(0), outer, b, mask, a, act, inner, 1 / (1 - p), tokens, **shape, num_stages=2
+    )
+    return act, inner.sum(0).to(wide.dtype)
+
+
+def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
+    """As `math.swiglu_backward`."""
+    (tokens, width), rank, dropped = of_act.shape, len(a), mask is not None
+    parts = _parts(tokens, TOKENS, 8)
+    of_wide = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
+    grads = torch.empty(parts, 3, rank, width, device=wide.device)
+    block, stages = (TOKENS, 2) if dropped else (TOKENS // 2, 3)  # the fastest of a dozen on an H100
+    shape = dict(SPAN=tokens // parts, WIDTH=width, RANK=rank, DROPPED=dropped, TOKENS=block, CHANNELS=CHANNELS)
+    grid = width // CHANNELS, parts
+    _swiglu_backward[grid](
+        of_act, wide, wide.stride(0), outer, b, mask, a, of_inner, of_wide, grads, 1 / (1 - p), **shape, num_stages=stages
+    )
+    return of_wide, grads.sum(0)
+
+
+def _parts(size, block, parts):
+    while size % (block * parts):
+        parts //= 2
+    return parts
