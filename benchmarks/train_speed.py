@@ -734,27 +734,27 @@ def benchmark(args, only, runs):
             if "error" in answer:
                 failed[name] = answer
                 say(f"{name:36} failed: {answer['error']}")
-                continue
-            known[settings["way"]] = answer.pop("versions")
-            answers.setdefault(name, []).append(answer)
-            peak = "" if answer["peak_gib"] is None else f"{answer['peak_gib']:7.1f} GiB"
-            say(f"{name:36} {answer['tok_s']:9.0f} tokens/s {answer['s_per_step']:8.3f} s{peak}  first {answer['first_step_s']:.1f} s")
-        tflops = statistics.median(rates) if gpu else None
-        rows = [row_of(name, picked[name], answers[name], size, tflops) for name in picked if name in answers]
-        result = dict(
-            device=device,
-            device_gib=found["gib"],
-            versions=known,
-            matmul_tflops=tflops,
-            gflop_per_token={"none": flops_per_token(size, False) / 1e9, "checkpointing": flops_per_token(size, True) / 1e9},
-            settings=dict(
-                size=size, rows=ROWS, rank=RANK, steps=args.steps, repeats=repeat + 1, memory_gib=args.memory_gib, data=bool(data)
-            ),
-            rows=rows,
-            summary=summary(rows),
-            failed=[dict(name=name, **answer) for name, answer in failed.items()],
-        )
-        write(result, target)
+            else:
+                known[settings["way"]] = answer.pop("versions")
+                answers.setdefault(name, []).append(answer)
+                peak = "" if answer["peak_gib"] is None else f"{answer['peak_gib']:7.1f} GiB"
+                say(f"{name:36} {answer['tok_s']:9.0f} tokens/s {answer['s_per_step']:8.3f} s{peak}  first {answer['first_step_s']:.1f} s")
+            tflops = statistics.median(rates) if gpu else None
+            rows = [row_of(name, picked[name], answers[name], size, tflops) for name in picked if name in answers]
+            result = dict(
+                device=device,
+                device_gib=found["gib"],
+                versions=known,
+                matmul_tflops=tflops,
+                gflop_per_token={"none": flops_per_token(size, False) / 1e9, "checkpointing": flops_per_token(size, True) / 1e9},
+                settings=dict(
+                    size=size, rows=ROWS, rank=RANK, steps=args.steps, repeats=repeat + 1, memory_gib=args.memory_gib, data=bool(data)
+                ),
+                rows=rows,
+                summary=summary(rows),
+                failed=[dict(name=name, **answer) for name, answer in failed.items()],
+            )
+            write(result, target)  # after each run: what was measured is there, whatever ends the program
     print(table(result))
     say(f"written: {target}")
     return 1 if failed else 0
