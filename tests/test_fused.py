@@ -155,6 +155,20 @@ def test_backward_of_an_earlier_forward_is_refused():
         first.backward()
 
 
+def test_compiled_functions_serve_many_lengths(monkeypatch):
+    import torch._dynamo.config as config
+
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    monkeypatch.setattr(config, name, 2)
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: compile_(function, dynamic=dynamic, backend="eager"))
+    backward = math.Kernels(compiled=True).rms_norm_backward
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for tokens in (8, 16, 24, 32):
+        backward(*torch.randn(3, tokens, 16), torch.ones(tokens, 1), torch.ones(16))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled + 4
+
+
 # dropout
 
 

@@ -141,6 +141,7 @@ OPTIONS = {"max_pointwise_cat_inputs": 0}  # one kernel writes all parts of what
 NO_TRITON = (0,)
 OLDEST_TRITON = (3, 3)  # 3.1 was seen to compute the kernels of dropout wrong, in its interpreter
 BITS = 8
+SHAPES = 64  # numbers of tokens that are compiled for
 
 
 def draw_masks(x, count, p):
@@ -182,6 +183,8 @@ class Kernels:
 
     def __init__(self, compiled):
         self.compiled = compiled
+        if compiled:
+            _allow_shapes()
         for name in self.NAMES.split():
             setattr(self, name, torch.compile(globals()[name], dynamic=False, options=OPTIONS) if compiled else globals()[name])
 
@@ -194,6 +197,14 @@ class Kernels:
         if all(kernels.serves(width, rank) for width in widths):
             for name in ("draw_masks", "drop", "add_dropped_product", "swiglu_project", "swiglu_backward"):
                 setattr(self, name, getattr(kernels, name))
+
+
+def _allow_shapes():
+    """Let a function be compiled for more shapes than torch's 8, after which it would run uncompiled: rows have many lengths."""
+    import torch._dynamo.config as config
+
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # its name before torch 2.7
+    setattr(config, name, max(SHAPES, getattr(config, name)))
 
 
 def triton_release():
