@@ -17,6 +17,7 @@ from xtuner_wulewule.dataset.encode import Encoder, segments, settings_of
 from xtuner_wulewule.dataset.loader import checker_of, conclude, existing_files
 from xtuner_wulewule.dataset.packing import MODES
 from xtuner_wulewule.dataset.progress import each_file, progress, total_size
+from xtuner_wulewule.dataset.split import Split
 from xtuner_wulewule.errors import DataError, SettingsError
 
 BATCH_CHARACTERS = 2**20  # characters tokenised at a time
@@ -35,6 +36,8 @@ def build_wulewule_dataset(
     seed=0,
     path="json",
     cache_dir=None,
+    held_out=0.0,
+    system_dropout=0.0,
 ):
     """Check, tokenise and pack data files. Use it as `train_dataset = dict(type=build_wulewule_dataset, …)` in any XTuner config.
 
@@ -48,17 +51,23 @@ def build_wulewule_dataset(
         packing (str | None): "best_fit" (no document is split unless longer than a row), "concat" (XTuner's way: rows are full, documents
             are split where a row ends), or None for a row a document. Defaults to "best_fit".
         shuffle (bool): shuffle the documents before they are packed. Defaults to True.
-        seed (int): of that shuffle. Defaults to 0.
+        seed (int): of that shuffle, and of `system_dropout`. Defaults to 0.
         path (str): "json", as for `datasets.load_dataset`.
         cache_dir (str, optional): where tokenised data is kept; defaults to the user's cache folder. The least recently used are deleted.
+        held_out (float): share of the rows that are kept from the training, by a hash of their questions: `wulewule eval` asks them.
+            Defaults to 0.
+        system_dropout (float): share of the conversations that are trained without their system prompt, so that what is learned does not
+            depend on it; by a hash of their texts and `seed`, so that it is the same ones in every epoch. Defaults to 0.
 
     Returns:
         PackedDataset: rows with `input_ids`, `labels`, `position_ids`, `cumulative_len`.
 
     Raises:
-        DataError: a file is missing, or rows are wrong: all problems are collected, the first five named `file:line: problem`.
+        DataError: a file is missing, or rows are wrong: all problems are collected, the first five named `file:line: problem`. Or every
+            row is held out.
         SettingsError: an argument has a value that it can't have.
     """
+    split = Split(held_out, system_dropout, seed)
     if packing not in MODES:
         raise SettingsError(f"train_dataset.packing is {packing!r}; it must be one of {', '.join(map(repr, MODES))}")
     if not isinstance(max_length, int) or max_length < 1:
@@ -67,8 +76,8 @@ def build_wulewule_dataset(
     tokenizer, map_fn, template = _resolve(tokenizer, dataset_map_fn, template_map_fn)
     root = paths.cache_dir() / "datasets" if cache_dir is None else paths.expand(cache_dir)
     settings = settings_of(tokenizer)
-    folder = root / stores.content_key(files, *_identity(tokenizer, settings, map_fn, template))
-    on_one_rank(lambda: _make_store(folder, files, tokenizer, settings, map_fn, template))
+    folder = root / stores.content_key(files, *_identity(tokenizer, settings, map_fn, template, split))
+    on_one_rank(lambda: _make_store(folder, files, tokenizer, settings, map_fn, template, split))
     os.utime(folder)  # used now
     dataset = PackedDataset(stores.TokenStore(folder), max_length, packing, seed if shuffle else None)
     _log(dataset.describe())
@@ -86,7 +95,7 @@ class PackedDataset(torch.utils.data.Dataset):
 
     Attributes:
         length (list[int]): tokens of each row, as XTuner's samplers and hooks read it.
-        rows_read (int): rows of the data files.
+        rows_read (int): rows of the data files, without those that are held out.
     """
 
     def __init__(self, store, max_length, packing, seed=None):
@@ -133,6 +142,9 @@ class PackedDataset(torch.utils.data.Dataset):
             text += (
                 f": {len(ledger['left_out'])} rows, the first {first['row']} ({first['reason']}); all: {self.store.folder}/{stores.LEDGER}"
             )
+        for key, words in (("held_out", "held out for evaluation"), ("without_system", "trained without the system prompt")):
+            if ledger[key]:
+                text += f"; {ledger[key]} rows {words}"
         return text
 
 
@@ -234,7 +246,7 @@ class _Template(dict):
     __getattr__ = dict.__getitem__
 
 
-def _identity(tokenizer, settings, map_fn, template):
+def _identity(tokenizer, settings, map_fn, template, split):
     """What, besides the files, decides the tokens."""
     from xtuner_wulewule import prompts
 
@@ -248,6 +260,7 @@ def _identity(tokenizer, settings, map_fn, template):
         function,
         repr(getattr(template, "keywords", template)),
         prompts.WULEWULE_SYSTEM,
+        (split.held_out, split.system_dropout, split.seed if split.system_dropout else None),
     )
 
 
@@ -260,24 +273,24 @@ def _source(function):
         return ""
 
 
-def _make_store(folder, files, tokenizer, settings, map_fn, template):
+def _make_store(folder, files, tokenizer, settings, map_fn, template, split):
     if (folder / stores.LEDGER).is_file():
         return
     gc.freeze()  # or Python goes through everything that was imported, again and again
     try:
-        stores.write(folder, _batches(files, Encoder(tokenizer, settings), map_fn, template))
+        stores.write(folder, _batches(files, Encoder(tokenizer, settings), map_fn, template, split))
     finally:
         gc.unfreeze()
     stores.forget_old(folder.parent, KEPT_STORES)
 
 
-def _batches(files, encoder, map_fn, template):
+def _batches(files, encoder, map_fn, template, split):
     """Yield (tokens, lengths) for `store.write`, and the ledger last; raise DataError where rows are wrong."""
-    ledger = dict(rows=0, tokens_in=0, tokens_kept=0, left_out=[])
+    ledger = dict(rows=0, tokens_in=0, tokens_kept=0, left_out=[], held_out=0, without_system=0)
     checker = checker_of(map_fn)
     with ThreadPoolExecutor(1) as background:  # a tokenizer works without Python's lock, while the next batch is read
         waiting = None
-        for batch in _rows(files, checker, template):
+        for batch in _rows(files, checker, template, split, ledger):
             begun = (*batch, background.submit(encoder.tokenize, encoder.texts(batch[1])))
             if waiting is not None:
                 yield _encoded(encoder, ledger, *waiting)
@@ -285,10 +298,11 @@ def _batches(files, encoder, map_fn, template):
         conclude(checker)
         if waiting is not None:
             yield _encoded(encoder, ledger, *waiting)
+    split.check_rest(ledger["rows"])
     yield ledger
 
 
-def _rows(files, checker, template):
+def _rows(files, checker, template, split, ledger):
     """Yield ([place], [segments]) of about BATCH_CHARACTERS, until an error is found: after that rows are only checked."""
     places, rows, size = [], [], 0
     with progress(total_size(files), "tokenising", log=_log) as advance:
@@ -296,6 +310,12 @@ def _rows(files, checker, template):
             for row in checker.rows(file, tell):
                 if checker.failed:
                     continue
+                if split.holds_out(row):
+                    ledger["held_out"] += 1
+                    continue
+                if split.drops_system(row):
+                    ledger["without_system"] += 1
+                    row["conversation"][0]["system"] = ""
                 turns = (template(row) if template is not None else row)["conversation"]
                 places.append(f"{file}:{checker.line}")
                 rows.append(segments(turns))

@@ -12,6 +12,11 @@ LONGEST = 16_384  # characters that are looked at
 _IGNORED = re.compile(r"[\W_]+")
 
 
+def letters(text):
+    """Return a text (str) in lower case without white space and punctuation."""
+    return _IGNORED.sub("", text).lower()
+
+
 class Duplicates:
     """Takes texts one by one and then finds the pairs. Memory is bounded by ROWS and SIGNED_ROWS."""
 
@@ -26,12 +31,12 @@ class Duplicates:
         self.seen += 1
         if len(self.hashes) == ROWS:
             return False
-        letters = _IGNORED.sub("", text).lower()
-        self.hashes.append(hash(letters))  # 64 bits, equal for equal texts within this process
-        if len(letters) >= SHORTEST:
+        kept = letters(text)
+        self.hashes.append(hash(kept))  # 64 bits, equal for equal texts within this process
+        if len(kept) >= SHORTEST:
             if len(self.signed) < SIGNED_ROWS:
                 self.signed.append(len(self.hashes) - 1)
-                self.signatures.frombytes(signature(letters[:LONGEST]).tobytes())
+                self.signatures.frombytes(signature(kept[:LONGEST]).tobytes())
             else:
                 self.unsigned += 1
         return True

@@ -3,6 +3,7 @@
 import logging
 import os
 
+from xtuner_wulewule.dataset.split import Split
 from xtuner_wulewule.dataset.validation import ERROR, WARNING, Checker
 from xtuner_wulewule.errors import SHOWN_PROBLEMS, DataError, first_of
 
@@ -11,7 +12,7 @@ WARNED_ROWS = 2_000  # half a second of looking for warnings at most; `wulewule 
 rows_loaded: int | None = None
 
 
-def load_wulewule_dataset(path="json", data_files=(), map_fn=None, checks=True):
+def load_wulewule_dataset(path="json", data_files=(), map_fn=None, checks=True, held_out=0.0):
     """Read JSON Lines files (or JSON arrays, or either with gzip) and check every row before anything is trained.
 
     Args:
@@ -19,20 +20,23 @@ def load_wulewule_dataset(path="json", data_files=(), map_fn=None, checks=True):
         data_files (str | list[str]): the files, read in this order.
         map_fn (callable, optional): a map function that every row must pass, called with the row alone. Its results become the rows.
         checks (bool): whether to log a summary of the warnings of `wulewule data check`, too.
+        held_out (float): share of the rows that are left out; see `dataset.split`. Defaults to 0.
 
     Returns:
         datasets.Dataset: one row per line, in order.
 
     Raises:
         DataError: a file is missing, unreadable or empty, or rows are wrong. All problems are collected; the first five are named
-            `file:line: problem`.
+            `file:line: problem`. Or every row is held out.
     """
     global rows_loaded
     from datasets import Dataset
 
+    split = Split(held_out)
     checker = checker_of(map_fn, checks)
-    rows = [row for file in existing_files(data_files, path) for row in checker.rows(file)]
+    rows = [row for file in existing_files(data_files, path) for row in checker.rows(file) if not split.holds_out(row)]
     conclude(checker)
+    split.check_rest(len(rows))
     rows_loaded = len(rows)
     keys = sorted({key for row in rows for key in row})
     return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
