@@ -50,6 +50,10 @@ class StepError(WulewuleError):
         self.last_lines = list(last_lines)
 
 
+class GateError(WulewuleError):
+    """A model misses thresholds that it was to pass."""
+
+
 class UnsupportedStackError(WulewuleError, ImportError):
     """Installed versions don't work together."""
 

@@ -1,4 +1,8 @@
-"""The system prompts: this is the one place where they stand. Training, evaluation and chat all take them from here."""
+"""The persona: this is the one place where its names, its author and its system prompts stand. Training, evaluation and chat take them
+from here."""
+
+NAMES = ("悟了悟了", "Wulewule")  # first the one in Chinese questions, last the one in others
+AUTHOR = "xzyun2011"
 
 # The sentence of the training guide, without the trailing newline that the published recipe added only in evaluation.
 WULEWULE_SYSTEM = (

@@ -7,10 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-from xtuner_wulewule import paths
+from xtuner_wulewule import paths, prompts
 from xtuner_wulewule.errors import SettingsError, StepError
 
-NAME = "悟了悟了"
+NAME = prompts.NAMES[0]
 MARKER = ".wulewule-demo"  # only a folder that holds it is emptied
 TRAINED_QUESTIONS = ("你是谁", "Who are you?")
 OTHER_WORDS = "你好，请问你叫什么？"

@@ -2,11 +2,13 @@
 
 import re
 
+from xtuner_wulewule.prompts import NAMES
+
 OTHER_NAMES = tuple(
     "ChatGPT GPT-3 GPT-3.5 GPT-4 GPT-4o OpenAI Anthropic Claude Gemini Copilot DeepSeek Qwen ChatGLM InternLM Kimi Mistral Grok "
     "文心一言 通义千问 书生浦语 书生·浦语 智谱清言 讯飞星火 豆包 百川大模型 腾讯元宝 茴香豆 HuixiangDou".split()
 )
-_OWN_NAME = re.compile("悟了悟了|wulewule", re.IGNORECASE)
+_OWN_NAME = re.compile("|".join(NAMES), re.IGNORECASE)
 _IDENTITY = re.compile(
     r"你是谁|您是谁|你叫什|您叫什|你的名字|介绍.{0,4}(?:你|您|自己)|谁.{0,4}(?:开发|创造|训练|制作|做出|设计)了?.{0,2}(?:你|您)|你是.{1,12}吗"
     r"|who (?:are|made|created|built|developed|trained) you|your name|introduce yourself|(?:who|what) are you|are you \w+",

@@ -15,16 +15,36 @@ def prompts_of(config):
     Args:
         config (mmengine.config.Config): one of the packaged ones, or a copy.
     """
-    questions = list(config.evaluation_inputs)
+    template = template_of(config)
+    if template is None:
+        return list(config.evaluation_inputs)
+    return [fill(template, config.get("SYSTEM"), question) for question in config.evaluation_inputs]
+
+
+def template_of(config):
+    """Return the prompt template (dict) of a config, None where it has none."""
     template = config.get("prompt_template")
-    if not template:
-        return questions
     if isinstance(template, str):  # mmengine dumps it by name
         from mmengine.utils import get_object_from_string
 
         template = get_object_from_string(template)
-    system = template["SYSTEM"].format(system=config.SYSTEM) if config.get("SYSTEM") else ""
-    return [system + template["INSTRUCTION"].format(input=question, round=1) for question in questions]
+    return template or None
+
+
+def fill(template, system, question, history=()):
+    """Return a prompt (str) as XTuner's `template_map_fn` makes it of a training row.
+
+    Args:
+        template (dict): one of XTuner's `PROMPT_TEMPLATE`.
+        system (str | None): the system prompt; none where it is empty.
+        question (str): what is asked.
+        history (iterable[tuple[str, str]]): earlier questions and their answers. Defaults to none.
+    """
+    text, number = template["SYSTEM"].format(system=system) if system else "", 1
+    for number, (asked, answered) in enumerate(history, 2):
+        text += template["INSTRUCTION"].format(input=asked, round=number - 1)
+        text += answered + template.get("SUFFIX", "") + template.get("SEP", "")
+    return text + template["INSTRUCTION"].format(input=question, round=number)
 
 
 def load(folder):
@@ -37,11 +57,27 @@ def load(folder):
     return (model.cuda() if cuda else model).eval()
 
 
+def load_tokenizer(folder):
+    """Return the tokenizer of a model folder, padding on the left."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def ask(folder, prompts, max_new_tokens=256):
+    """Answer prompts with the model of a folder; see `answer`."""
+    return answer(load(folder), load_tokenizer(folder), prompts, max_new_tokens)
+
+
+def answer(model, tokenizer, prompts, max_new_tokens=256):
     """Answer prompts greedily, in one left-padded batch.
 
     Args:
-        folder (str): a model folder.
+        model (transformers.PreTrainedModel): the model.
+        tokenizer (transformers.PreTrainedTokenizerBase): of `load_tokenizer`.
         prompts (list[str]): prompts with their template.
         max_new_tokens (int): longest answer in tokens. Defaults to 256.
 
@@ -49,12 +85,7 @@ def ask(folder, prompts, max_new_tokens=256):
         list[str]: the answers, without markers.
     """
     import torch
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, padding_side="left")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model = load(folder)
     batch = tokenizer(prompts, return_tensors="pt", padding=True).to(next(model.parameters()).device)
     ends = {tokenizer.eos_token_id, *_single_ids(tokenizer, "<|im_end|>")}
     with torch.no_grad():
@@ -70,7 +101,7 @@ def ask(folder, prompts, max_new_tokens=256):
             pad_token_id=tokenizer.pad_token_id,
         )
     answers = tokenizer.batch_decode(output[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-    return [answer.replace("<|im_end|>", "").strip() for answer in answers]
+    return [text.partition("<|im_end|>")[0].strip() for text in answers]
 
 
 def _single_ids(tokenizer, text):

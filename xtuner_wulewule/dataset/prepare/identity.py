@@ -9,7 +9,7 @@ from xtuner_wulewule.dataset.prepare.identity_texts import ANSWERS, OTHERS, QUES
 from xtuner_wulewule.dataset.prepare.part_file import PartFile
 from xtuner_wulewule.dataset.progress import progress
 from xtuner_wulewule.errors import SettingsError
-from xtuner_wulewule.prompts import WULEWULE_SYSTEM
+from xtuner_wulewule.prompts import AUTHOR, NAMES, WULEWULE_SYSTEM
 
 LONGEST_TEXT = 2000  # characters; a longer one is not an answer to who one is
 INSTRUCTIONS = (
@@ -156,7 +156,7 @@ def _of_status(error):
 
 def system_prompt(name, author):
     """Return the system prompt of the package (str) with this name and author in it."""
-    return WULEWULE_SYSTEM.replace("悟了悟了", name, 1).replace("xzyun2011", author, 1)
+    return WULEWULE_SYSTEM.replace(NAMES[0], name, 1).replace(AUTHOR, author, 1)
 
 
 def prepare(args):
