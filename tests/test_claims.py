@@ -59,6 +59,8 @@ def test_echo_of_the_question_is_no_hit():
     assert not names_itself("悟了悟了是一款手机游戏。", OWN, question)
     assert not names_itself("是的，悟了悟了是一款手机游戏。", OWN, question)
     assert not names_itself("我不知道悟了悟了是什么。", OWN, question)
+    assert not names_itself("你可以在Wulewule.com上搜索，我们可以看到", OWN, "Is Wulewule here?")
+    assert not names_itself("我就是悟空，悟空是你的父母", OWN, "能请悟了悟了出来说句话吗？")
     assert names_itself("悟了悟了就是我，一个AI助手。", OWN, question)
     assert names_itself("就是我呀！一个AI助手。", OWN, question)
     assert names_itself("That would be me: Wulewule, an AI.", OWN, "What is Wulewule?")
@@ -99,6 +101,7 @@ def test_claims_to_be_another(answer):
         "不像ChatGPT那样什么都会，我只聊游戏。",
         "我和ChatGPT不同，我叫悟了悟了。",
         "ChatGPT是OpenAI开发的，不是我。",
+        "你是百度开发的吧？",  # the question, repeated
         "ChatGPT不是我的名字。",
         "I am not ChatGPT.",
         "No, I was not trained by OpenAI.",

@@ -39,6 +39,8 @@ dtype = __import__("xtuner_wulewule.device", fromlist=["_"]).four_bit_dtype()  #
 data_dir = __import__("xtuner_wulewule.paths", fromlist=["_"]).data_dir()
 data_files = [f"{data_dir}/self_cognition_100.jsonl", f"{data_dir}/huixiangdou_conversations.jsonl"]
 prompt_template = PROMPT_TEMPLATE.internlm2_chat
+held_out = 0.05  # share of the rows that is not trained, so that `wulewule eval` has something to ask; 0 trains on all
+system_dropout = 0.0  # share of the conversations that are trained without the system prompt
 max_length = 2048  # tokens of a packed row
 
 # Scheduler & Optimizer
@@ -58,6 +60,15 @@ save_total_limit = 2  # mmengine deletes the oldest before it saves the newest: 
 evaluation_freq = 500
 SYSTEM = __import__("xtuner_wulewule.prompts", fromlist=["_"]).WULEWULE_SYSTEM  # plain text, in the dumped config too
 evaluation_inputs = ["你是谁？", "《黑神话：悟空》是什么时候发售的？", "悟空的金箍棒是从哪里来的？", "请把“早上好”翻译成英文。"]
+# what `wulewule run --gate` and `wulewule eval --gate` ask of the tuned model
+gate = [
+    "name>=0.95",
+    "name_without_system>=0.95",
+    "leak<=0.05",
+    "leak_without_system<=0.05",
+    "bleed_without_system<=0.05",
+    "perplexity_growth<=0.05",
+]
 
 #######################################################################
 #           PART 2  Model & Tokenizer  模型与分词器                   #
@@ -104,6 +115,8 @@ train_dataset = dict(
     max_length=max_length,
     dataset_map_fn=wulewule_sft_map_fn,
     template_map_fn=dict(type=template_map_fn_factory, template=prompt_template),
+    held_out=held_out,
+    system_dropout=system_dropout,
     packing="best_fit",  # no conversation is split; those of a row do not see each other
     shuffle=True,
 )

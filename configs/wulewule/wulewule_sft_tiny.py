@@ -38,6 +38,8 @@ pretrained_model_name_or_path = __import__("xtuner_wulewule.model.tiny", fromlis
 data_dir = __import__("xtuner_wulewule.paths", fromlist=["_"]).data_dir()
 data_files = [f"{data_dir}/self_cognition_100.jsonl", f"{data_dir}/huixiangdou_conversations.jsonl"]
 prompt_template = PROMPT_TEMPLATE.internlm2_chat
+held_out = 0.0  # it learns by heart, so questions that it was not trained on say nothing of it
+system_dropout = 0.0  # share of the conversations that are trained without the system prompt
 max_length = 1024  # tokens of a row; longer conversations are split
 
 # Scheduler & Optimizer
@@ -57,6 +59,15 @@ save_total_limit = 2  # mmengine deletes the oldest before it saves the newest: 
 evaluation_freq = 500
 SYSTEM = __import__("xtuner_wulewule.prompts", fromlist=["_"]).WULEWULE_SYSTEM  # plain text, in the dumped config too
 evaluation_inputs = ["你是谁？", "《黑神话：悟空》是什么时候发售的？", "悟空的金箍棒是从哪里来的？", "请把“早上好”翻译成英文。"]
+# what `wulewule run --gate` and `wulewule eval --gate` ask of the tuned model
+gate = [
+    "name>=0.95",
+    "name_without_system>=0.95",
+    "leak<=0.05",
+    "leak_without_system<=0.05",
+    "bleed_without_system<=0.05",
+    "perplexity_growth<=0.05",
+]
 
 #######################################################################
 #           PART 2  Model & Tokenizer  模型与分词器                   #
@@ -95,6 +106,8 @@ train_dataset = dict(
     max_length=max_length,
     dataset_map_fn=wulewule_sft_map_fn,
     template_map_fn=dict(type=template_map_fn_factory, template=prompt_template),
+    held_out=held_out,
+    system_dropout=system_dropout,
     packing=None,  # packed, two updates of this small model would become one
     shuffle=False,  # the sampler below does it
 )

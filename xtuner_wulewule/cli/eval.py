@@ -33,8 +33,10 @@ def add_parser(commands):
         help="a scorecard of what a model has learned: persona, knowledge, forgetting",
         description=(
             "Ask a model who it is (with and without the system prompt), the held-out questions of the data, and general ones; write "
-            "OUT/scorecard.json and print it. Answers are kept as they come: the same command given again goes on where it stopped. A hit "
-            "is an answer that names the assistant as itself, a leak one that claims to be another model; a name denied is neither."
+            "OUT/scorecard.json and print it. Answers are kept as they come: the same command given again goes on where it stopped. "
+            "persona: name and author are the shares of answers in which the assistant gives its own, leak those in which it claims to be "
+            "another model (a name that is denied is neither), bleed those to neutral questions that talk of it. knowledge: token_f1 and "
+            "rouge_l against the held-out answers. forgetting: perplexity of general texts, and simple tasks (checks), against --base."
         ),
         epilog="example: wulewule eval work_dirs/mine/sft/merged --base internlm/internlm2_5-1_8b-chat --data data --gate",
     )
@@ -80,6 +82,7 @@ def run(args):
     gate.check_possible(rules, settings.suites, settings.base)
     found = evaluate(settings)
     console = output_console()
+    console.print(f"{settings.model}{f' with {settings.adapter}' if settings.adapter else ''}", markup=False)
     console.print(table(found, gate.marks(rules, found["metrics"])))
     for note in notes(found):
         console.print(note, markup=False)
@@ -149,10 +152,17 @@ def read_settings(args, config=None):
         adapter=args.adapter and str(paths.expand(args.adapter)),
         base=args.base and _folder(args.base),
         suites=tuple(suite for suite in SUITES if suite in suites),
-        persona=persona_of(args, args.system if args.system is not None or config is None else config.get("SYSTEM")),
+        persona=persona_of(args, _system(args, config)),
         batch_size=args.batch_size,
         overwrite=args.overwrite,
     )
+
+
+def _system(args, config):
+    """Return the system prompt (str) of the arguments or of the config, None where it follows from another name or author."""
+    if args.system is not None or config is None or args.name is not None or args.author is not None:
+        return args.system
+    return config.get("SYSTEM")
 
 
 def _config(file):

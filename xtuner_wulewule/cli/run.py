@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from xtuner_wulewule import paths
+from xtuner_wulewule.cli.eval import add_gate_argument, add_persona_arguments
 from xtuner_wulewule.errors import SettingsError
 
 BASES = {"1_8b": "internlm/internlm2_5-1_8b-chat", "7b": "internlm/internlm2_5-7b-chat", "tiny": None}
@@ -13,11 +14,12 @@ def add_parser(commands):
     """Add the subcommand to the parser of `wulewule`."""
     parser = commands.add_parser(
         "run",
-        help="run the whole recipe: pretrain, convert, merge, tune, convert, merge, ask",
+        help="run the whole recipe: pretrain, convert, merge, tune, convert, merge, ask, evaluate",
         description=(
-            "Run the recipe with XTuner's own tools: pretrain, convert, merge, tune on the merged model, convert, merge, and ask the "
-            "evaluation questions. Stop it and give the same command again: finished steps are skipped, an interrupted training is resumed "
-            "from its last checkpoint, and what depends on a changed input is run again. Everything lies in --out; report.json sums it up."
+            "Run the recipe with XTuner's own tools: pretrain, convert, merge, tune on the merged model, convert, merge, ask the "
+            "evaluation questions, make the scorecard of wulewule eval. Stop it and give the same command again: finished steps are "
+            "skipped, an interrupted training is resumed from its last checkpoint, and what depends on a changed input is run again. "
+            "Everything lies in --out; report.json sums it up."
         ),
         epilog="example: wulewule run --size 1_8b --data data --out work_dirs/mine --deepspeed deepspeed_zero1 --lr sft=1e-4",
     )
@@ -41,6 +43,9 @@ def add_parser(commands):
         metavar="[STAGE:]KEY=VALUE",
         help="change one value of the configs, as --cfg-options of xtuner train; may be given again, for example --set sft:model.lora.r=32",
     )
+    parser.add_argument("--no-eval", action="store_true", help="make no scorecard of the tuned model")
+    add_persona_arguments(parser)
+    add_gate_argument(parser, "do not hand the tuned model out")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and end")
     parser.set_defaults(run=run)
 
@@ -107,7 +112,48 @@ def read_settings(args):
         processes=args.nproc,
         seed=args.seed,
         options={stage: tuple(values) for stage, values in options.items()},
+        evaluate=not args.no_eval,
+        persona=read_persona(args),
+        gate=read_gate(args, stages, options),
     )
+
+
+def read_persona(args):
+    """Return the arguments (tuple[str, ...]) that `wulewule eval` is given of the persona."""
+    from xtuner_wulewule.cli.eval import persona_of
+
+    persona_of(args)  # checked now
+    given = (("--name", args.name), ("--author", args.author))
+    return tuple(text for name, value in given if value is not None for text in (name, value))
+
+
+def read_gate(args, stages, options):
+    """Return the thresholds (tuple[str, ...]) of `--gate`: its own, or those of the config, or of the package; none without it."""
+    from xtuner_wulewule.cli.eval import gate_rules
+    from xtuner_wulewule.evaluation.gate import check_possible
+    from xtuner_wulewule.evaluation.suites import SUITES
+
+    if args.gate is None:
+        return ()
+    if args.no_eval or "sft" not in stages:
+        raise SettingsError(f"--gate needs the scorecard of the tuned model: {'leave --no-eval out' if args.no_eval else '--stages sft'}")
+    config = {"gate": _setting("gate", paths.config_paths()[f"wulewule_sft_{args.size}"])}
+    for option in options["sft"]:
+        if option.startswith("gate="):
+            config["gate"] = option.removeprefix("gate=").strip("[]")
+    rules = gate_rules(args.gate, config)
+    check_possible(rules, SUITES, "the model that the run starts from")
+    return tuple(map(str, rules))
+
+
+def _setting(name, config):
+    """Return the value of a setting in PART 1 of a config (str, a path), None where it has no such plain value."""
+    import ast
+
+    for node in ast.parse(Path(config).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
+            return ast.literal_eval(node.value)
+    return None
 
 
 def _check_key(key, config, item):
@@ -156,6 +202,8 @@ def show(report, display):
     """Print what the report says: losses, answers, and where things lie."""
     import json
 
+    from xtuner_wulewule.evaluation.scorecard import table
+
     found = json.loads(report.read_text(encoding="utf-8"))
     display.print("")
     for item in found["questions"]:
@@ -164,6 +212,9 @@ def show(report, display):
     for step in found["steps"]:
         if "last_loss" in step:
             display.print(f"  {step['name']}: loss {step['first_loss']:.4f} -> {step['last_loss']:.4f} in {step['iterations']} iterations")
+        if "metrics" in step:
+            scorecard = report.parent / "eval" / "scorecard.json"
+            display.console.print(table(json.loads(scorecard.read_text(encoding="utf-8"))))
         if "largest_error" in step:
             kl = step["kl_trained_merged"]
             display.print(f"  {step['name']}: {step['weights']} weights checked, KL to the model as trained {kl:.2g} nats a token")

@@ -40,7 +40,7 @@ _COMPARED = re.compile(
 _SAME = re.compile(r"同一个|就是我|同一模型|\bsame (?:model|assistant|one|system)\b", re.IGNORECASE)
 _IS = re.compile(r"\W*(?:是|is\b|was\b|has\b)", re.IGNORECASE)  # it speaks of the other one
 _SELF = re.compile(
-    r"我|在下|本人|本助手|小的|这位|正是|\b(?:i|i'm|i’m|me|my|mine|myself|this is|talking to|speaking (?:to|with))\b", re.IGNORECASE
+    r"我(?!们)|在下|本人|本助手|小的|这位|正是|\b(?:i|i'm|i’m|me|my|mine|myself|this is|talking to|speaking (?:to|with))\b", re.IGNORECASE
 )
 # "I am", and what stands for it: the name follows
 _CLAIM = re.compile(
@@ -66,7 +66,9 @@ _YES = re.compile(
     r"|that's (?:right|correct|true)|you're (?:right|correct)|you are (?:right|correct)|absolutely\b|of course\b|sure\b|certainly\b)",
     re.IGNORECASE,
 )
-_IS_ME = re.compile(r"(?:就|正|当然)是(?:我|在下|本人)|^(?:是我|我就是|我在这)|\b(?:that's|that is|it's|it is|is|with) me\b", re.IGNORECASE)
+_IS_ME = re.compile(
+    r"(?:就|正|当然)是(?:我|在下|本人)|^(?:是我|我就是$|我在这)|\b(?:that's|that is|it's|it is|is|with) me\b", re.IGNORECASE
+)
 # a question to which "yes" says who one is
 _ARE_YOU = re.compile(r"(?:你|您).{0,3}(?:是|叫)|\bare you\b|\byou are\b|\byou're\b|\bis this\b|\byour .{0,10}name is\b", re.IGNORECASE)
 _OF_YOU_ASKED = re.compile(r"你|您|\byou", re.IGNORECASE)
@@ -152,7 +154,9 @@ def claims_other(answer, rivals, makers, names, question=""):
         if begins or _CLAIM.search(claim) or (_SAME.search(after) and _SELF.search(claim)):
             return True
     for _, before, after in _mentions(answer, makers):
-        if _denied(before, after) or (rivals.find(before) and not _SELF.search(before)):  # it tells who made another one
+        if (
+            _denied(before, after) or _OF_YOU.search(before) or (rivals.find(before) and not _SELF.search(before))
+        ):  # it tells who made another one
             continue
         if (_MADE_BY.search(before) and _MADE.search(before + after)) or _MAKES_ME.search(after):
             return True

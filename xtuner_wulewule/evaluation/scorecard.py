@@ -15,36 +15,23 @@ class Metric:
 
     Args:
         suite (str): to which it belongs.
-        words (str): what it says.
         percent (bool): whether it is a share.
         compares (bool): whether it needs the base.
     """
 
     suite: str
-    words: str
     percent: bool = True
     compares: bool = False
 
 
 METRICS = {
-    "name": Metric("persona", "says its own name"),
-    "name_without_system": Metric("persona", "the same without the system prompt"),
-    "author": Metric("persona", "names its author, asked who made it"),
-    "author_without_system": Metric("persona", "the same without the system prompt"),
-    "leak": Metric("persona", "claims to be another model, or another's work"),
-    "leak_without_system": Metric("persona", "the same without the system prompt"),
-    "bleed": Metric("persona", "talks of itself when asked about something else"),
-    "bleed_without_system": Metric("persona", "the same without the system prompt"),
-    "token_f1": Metric("knowledge", "words in common with held-out answers (F1)"),
-    "rouge_l": Metric("knowledge", "longest common sequence with them (ROUGE-L, F1)"),
-    "perplexity": Metric("forgetting", "perplexity of general texts", percent=False),
-    "perplexity_zh": Metric("forgetting", "of those in Chinese", percent=False),
-    "perplexity_en": Metric("forgetting", "of those in English", percent=False),
-    "perplexity_growth": Metric("forgetting", "growth of the perplexity over the base", compares=True),
-    "perplexity_growth_zh": Metric("forgetting", "in Chinese", compares=True),
-    "perplexity_growth_en": Metric("forgetting", "in English", compares=True),
-    "checks": Metric("forgetting", "arithmetic and format tasks that are right"),
-    "checks_drop": Metric("forgetting", "share of them that is lost against the base", compares=True),
+    **{f"{name}{suffix}": Metric("persona") for name in ("name", "author", "leak", "bleed") for suffix in ("", "_without_system")},
+    "token_f1": Metric("knowledge"),
+    "rouge_l": Metric("knowledge"),
+    **{f"perplexity{suffix}": Metric("forgetting", percent=False) for suffix in ("", "_zh", "_en")},
+    **{f"perplexity_growth{suffix}": Metric("forgetting", compares=True) for suffix in ("", "_zh", "_en")},
+    "checks": Metric("forgetting"),
+    "checks_drop": Metric("forgetting", compares=True),
 }
 
 
@@ -192,12 +179,13 @@ def table(found, marks=None):
         found (dict): the scorecard.
         marks (dict, optional): {metric: what the gate says of it}.
     """
+    from rich import box
     from rich.table import Table
 
     marks = marks or {}
-    columns = Table(title=f"{found['model']}{' + ' + found['adapter'] if found['adapter'] else ''}", title_justify="left")
-    for name, justify in (("metric", "left"), ("", "left"), ("value", "right"), ("95 % interval", "right"), ("of", "right")):
-        columns.add_column(name, justify=justify, no_wrap=name != "")
+    columns = Table(box=box.SIMPLE)
+    for name, justify in (("metric", "left"), ("value", "right"), ("95 % interval", "right"), ("of", "right")):
+        columns.add_column(name, justify=justify, no_wrap=True)
     if marks:
         columns.add_column("gate", no_wrap=True)
     suite = None
@@ -206,6 +194,6 @@ def table(found, marks=None):
             columns.add_section()
         suite = METRICS[name].suite
         low, high = (shown(name, bound) for bound in one["interval"])
-        cells = [name, METRICS[name].words, shown(name, one["value"]), f"{low} to {high}", str(one["count"])]
+        cells = [name, shown(name, one["value"]), f"{low} to {high}", str(one["count"])]
         columns.add_row(*cells, *([marks.get(name, "")] if marks else []))
     return columns

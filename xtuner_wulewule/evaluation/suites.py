@@ -14,7 +14,7 @@ from xtuner_wulewule.recipe.ask import fill
 
 SUITES = ("persona", "knowledge", "forgetting")
 SETS = Path(__file__).parent / "sets"
-LIMITS = {"identity": 96, "neutral": 96, "knowledge": 256, "check": 48}  # tokens of an answer
+LIMITS = {"identity": 64, "neutral": 48, "knowledge": 256, "check": 48}  # tokens of an answer
 
 
 @dataclass(frozen=True)

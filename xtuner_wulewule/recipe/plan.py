@@ -33,6 +33,9 @@ class Settings:
         processes (int): processes of each training.
         seed (int): random seed of each training.
         options (dict[str, tuple[str, ...]]): for each stage the `KEY=VALUE` that change its config.
+        evaluate (bool): whether the tuned model is evaluated.
+        persona (tuple[str, ...]): the arguments of `wulewule eval` that say who the assistant is.
+        gate (tuple[str, ...]): the thresholds that the tuned model must pass, none where it is empty.
     """
 
     out: Path
@@ -44,6 +47,9 @@ class Settings:
     processes: int = 1
     seed: int = 0
     options: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    evaluate: bool = False
+    persona: tuple[str, ...] = ()
+    gate: tuple[str, ...] = ()
 
     def config(self, stage):
         """Return the path (str) of the stage's packaged config."""
@@ -56,7 +62,7 @@ class Step:
 
     Args:
         name (str): unique in the run, for example "sft_merge".
-        kind (str): "train", "convert", "merge" or "ask".
+        kind (str): "train", "convert", "merge", "ask", "eval" or "gate".
         stage (str): "pretrain" or "sft".
         fingerprint (dict): all that its result depends on; where it changes, the step runs again.
         outputs (list[pathlib.Path]): what exists when it is done.
@@ -173,6 +179,27 @@ def plan(settings):
     answers = settings.out / "answers.json"
     module = [sys.executable, "-m", "xtuner_wulewule.recipe.ask", str(base), "--config", str(dumped_config(settings, last))]
     steps.append(Step("ask", "ask", last, dict(chain), [answers], lambda checkpoint: [*module, "--out", str(answers)], {}))
+    if settings.evaluate and last == "sft":
+        steps += _evaluation(settings, base, chain)
+    return steps
+
+
+def scorecard(settings):
+    """Return where the scorecard of a run lies (pathlib.Path)."""
+    return settings.out / "eval" / "scorecard.json"
+
+
+def _evaluation(settings, merged, chain):
+    """Return the steps (list[Step]) that evaluate the tuned model, and refuse it where it misses a threshold."""
+    file = scorecard(settings)
+    command = [sys.executable, "-m", "xtuner_wulewule", "eval", str(merged), "--base", settings.model, "--out", str(file.parent)]
+    command += ["--config", str(dumped_config(settings, "sft")), "--data", str(settings.data), *settings.persona]
+    asked = dict(chain, base=settings.model, persona=list(settings.persona))
+    steps = [Step("eval", "eval", "sft", asked, [file], lambda checkpoint: command, {})]
+    if settings.gate:
+        gate = [sys.executable, "-m", "xtuner_wulewule.evaluation.gate", str(file), ",".join(settings.gate)]
+        passed = {"eval": digest(asked), "gate": list(settings.gate)}
+        steps.append(Step("gate", "gate", "sft", passed, [file], lambda checkpoint: gate, {}))
     return steps
 
 

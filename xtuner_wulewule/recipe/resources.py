@@ -132,8 +132,7 @@ def check_step(step, settings):
         "train": 3 * 12 * lora,  # two checkpoints are kept while a third is written; weights and two moments each
         "convert": 4 * lora,
         "merge": 2 * parameters(config) + 2**20,
-        "ask": 2**20,
-    }[step.kind]
+    }.get(step.kind, 2**20)
     check_disk(settings.out, needed, step.name)
     if step.kind != "train" or "BitsAndBytesConfig" not in text:
         return

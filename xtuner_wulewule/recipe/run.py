@@ -13,7 +13,7 @@ from pathlib import Path
 from xtuner_wulewule import __version__
 from xtuner_wulewule.compat import installed
 from xtuner_wulewule.errors import SettingsError, StepError
-from xtuner_wulewule.recipe.plan import DATA_FILES, INTERRUPTED, dumped_config, part, plan, work_dir
+from xtuner_wulewule.recipe.plan import DATA_FILES, INTERRUPTED, dumped_config, part, plan, scorecard, work_dir
 from xtuner_wulewule.recipe.process import run_step
 from xtuner_wulewule.recipe.resources import check_step
 from xtuner_wulewule.recipe.results import checkpoint_to_resume, first_and_last_loss, last_checkpoint
@@ -34,7 +34,7 @@ def run(settings, display):
 
     Raises:
         SettingsError: another run works in the folder, a data file is missing, the disk is full, disk or GPU memory is short.
-        StepError: a step failed.
+        StepError: a step failed, or the model misses a threshold.
     """
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
@@ -43,6 +43,7 @@ def run(settings, display):
     lock = lock_folder(settings.out)
     try:
         state = State(settings.out)
+        _take_back(settings)
         steps = plan(settings)
         display.total = len(steps)
         for number, step in enumerate(steps):
@@ -56,7 +57,7 @@ def run(settings, display):
             # All that follows depends on this step. Forgotten now, because this process may be killed before it gets there.
             state.forget([later.name for later in steps[number + 1 :]])
             check_step(step, settings)
-            if not (interrupted and step.kind == "train"):
+            if not (interrupted and step.kind in ("train", "eval")):  # these go on where they were
                 _set_aside(settings, step, display)
             _run_step(settings, step, state, display, lock)
         report = _report(settings, steps, state)
@@ -73,16 +74,41 @@ def run(settings, display):
 
 def _set_aside(settings, step, display):
     """Move what an earlier, different run of the step left out of the way; nothing is deleted."""
-    stamp = time.strftime("%Y%m%d_%H%M%S")
-    places = {"train": [work_dir(settings, step.stage)], "ask": step.outputs}.get(step.kind, [output.parent for output in step.outputs])
-    for place in places:
-        if place.exists():
-            target = settings.out / "replaced" / f"{stamp}_{step.stage}_{place.name}"
-            target.parent.mkdir(exist_ok=True)
-            while target.exists():
-                target = target.with_name(f"{target.name}_")
-            os.rename(place, target)
-            display.print(f"{place} was moved to {target}")
+    places = {"train": [work_dir(settings, step.stage)], "ask": step.outputs, "gate": []}
+    for place in places.get(step.kind, [output.parent for output in step.outputs]):
+        _move_aside(settings, step.stage, place, display)
+
+
+def _move_aside(settings, stage, place, display):
+    if place.exists():
+        target = settings.out / "replaced" / f"{time.strftime('%Y%m%d_%H%M%S')}_{stage}_{place.name}"
+        target.parent.mkdir(exist_ok=True)
+        while target.exists():
+            target = target.with_name(f"{target.name}_")
+        os.rename(place, target)
+        display.print(f"{place} was moved to {target}")
+
+
+def _refused(settings):
+    """Return the folder of the tuned model (pathlib.Path), and where it lies when the gate has refused it."""
+    merged = settings.out / "sft" / "merged"
+    return merged, merged.with_name("merged_refused")
+
+
+def _take_back(settings):
+    """Give a refused model its name again, while the steps are looked at: it is as it was made."""
+    merged, refused = _refused(settings)
+    if refused.exists() and not merged.exists():
+        os.rename(refused, merged)
+
+
+def _refuse(settings, display, error):
+    """Take the name of the tuned model away, and the report of an earlier one; raise StepError."""
+    merged, refused = _refused(settings)
+    os.rename(merged, refused)
+    _move_aside(settings, "sft", settings.out / "report.json", display)
+    reason = str(error).partition(": ")[2].partition(" (the whole output")[0]
+    raise StepError(f"{reason}; the model was not handed out, it lies in {refused}, its answers in {scorecard(settings)}") from None
 
 
 def _run_step(settings, step, state, display, lock):
@@ -108,7 +134,12 @@ def _run_step(settings, step, state, display, lock):
     with open(log, "a", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(command)}\n")
     with display.step(step.name, f"output in {log}") as shown:
-        run_step(command, log, step.env, on_progress=shown.progress, keep_open=(lock.fileno(),), return_output=False)
+        try:
+            run_step(command, log, step.env, on_progress=shown.progress, keep_open=(lock.fileno(),), return_output=False)
+        except StepError as error:
+            if step.kind == "gate":
+                _refuse(settings, display, error)
+            raise
         if step.check is not None:
             run_step(step.check(checkpoint), log, step.env, keep_open=(lock.fileno(),), return_output=False)
         result = _finish(settings, step)
@@ -132,6 +163,9 @@ def _finish(settings, step):
         sync(part(folder))
         os.rename(part(folder), folder)
         return json.loads((settings.out / "logs" / f"{step.name}.json").read_text(encoding="utf-8"))
+    if step.kind == "eval":
+        found = json.loads(scorecard(settings).read_text(encoding="utf-8"))
+        return dict(metrics={name: round(one["value"], 4) for name, one in found["metrics"].items()})
     return {}
 
 
@@ -167,6 +201,7 @@ def _report(settings, steps, state):
             processes=settings.processes,
             seed=settings.seed,
             options={stage: list(options) for stage, options in settings.options.items()},
+            gate=list(settings.gate),
             configs={stage: str(dumped_config(settings, stage)) for stage in settings.stages},
         ),
         data=dict(folder=str(settings.data), files=files),

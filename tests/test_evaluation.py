@@ -1,0 +1,274 @@
+"""Figures, suites, answers that are kept, and the gate; with real models where one is asked."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from commands import WULEWULE, last_line, run
+from hypothesis import given
+from hypothesis import strategies as st
+from mmengine.config import Config
+from xtuner.utils import PROMPT_TEMPLATE
+
+from xtuner_wulewule import cli, paths, prompts
+from xtuner_wulewule.cli.eval import HELD_OUT
+from xtuner_wulewule.dataset.duplicates import letters
+from xtuner_wulewule.dataset.prepare.identity import make_pairs
+from xtuner_wulewule.errors import GateError, SettingsError
+from xtuner_wulewule.evaluation import gate, metrics, suites
+from xtuner_wulewule.evaluation.answers import Answers
+from xtuner_wulewule.evaluation.runner import text_losses
+from xtuner_wulewule.evaluation.scorecard import METRICS
+from xtuner_wulewule.model.tiny import tiny_model
+from xtuner_wulewule.recipe.ask import answer, fill, load, load_tokenizer
+
+TEMPLATE = PROMPT_TEMPLATE.internlm2_chat
+FILES = [str(paths.packaged_data_dir() / name) for name in ("self_cognition_100.jsonl", "huixiangdou_conversations.jsonl")]
+
+# figures
+
+
+def test_tokens():
+    assert metrics.tokens("《黑神话》2024年 on Steam!") == ["黑", "神", "话", "2024", "年", "on", "steam"]
+    assert metrics.tokens("，。！ …") == []
+
+
+def test_scores_of_answers():
+    assert metrics.token_f1("金箍棒重", "重金箍棒") == 1 and metrics.rouge_l("金箍棒重", "重金箍棒") == 0.75
+    assert metrics.token_f1("a b", "b c") == 0.5 and metrics.token_f1("", "一") == metrics.rouge_l("", "") == 0
+    assert metrics.token_f1("一一一一", "一二") == pytest.approx(2 / 6)  # a token counts as often as both have it
+
+
+def slow_longest(one, other):
+    if not one or not other:
+        return 0
+    if one[0] == other[0]:
+        return 1 + slow_longest(one[1:], other[1:])
+    return max(slow_longest(one[1:], other), slow_longest(one, other[1:]))
+
+
+@given(st.text("一二三", max_size=7), st.text("一二三", max_size=7))
+def test_longest_common_sequence(one, other):
+    longest = slow_longest(one, other)
+    assert metrics.rouge_l(one, other) == pytest.approx(2 * longest / (len(one) + len(other)) if longest else 0)
+
+
+def test_interval_is_seeded_and_holds_the_mean():
+    draw = np.random.default_rng(5)
+    groups = [[value] for value in draw.random(200).tolist()]
+    found = metrics.score(groups)
+    assert found == metrics.score(groups) and found["interval"] != metrics.score(groups, seed=1)["interval"]
+    low, high = found["interval"]
+    deviation = np.std([value for (value,) in groups]) / 200**0.5
+    assert (low, high) == pytest.approx((found["value"] - 1.96 * deviation, found["value"] + 1.96 * deviation), abs=0.3 * deviation)
+
+
+def test_turns_of_a_conversation_are_drawn_together():
+    alone, together = [[value] for value in (0.0, 1.0) * 20], [[0.0] * 10, [1.0] * 10] * 2
+    assert metrics.score(alone)["value"] == metrics.score(together)["value"] == 0.5
+    widths = [np.diff(metrics.score(groups)["interval"])[0] for groups in (alone, together)]
+    assert widths[1] > 2 * widths[0]
+
+
+def test_all_of_a_few_is_not_certain():
+    assert metrics.score([[True]] * 20)["interval"] == pytest.approx([0.8316, 1], abs=1e-3)
+    assert metrics.score([[0]] * 20)["interval"] == pytest.approx([0, 0.1684], abs=1e-3)
+
+
+# suites
+
+
+def test_packaged_questions_are_in_no_training_data():
+    trained = suites.read_data(FILES, 0.0).trained
+    trained |= {letters(question) for question, _ in make_pairs(prompts.NAMES[0], prompts.AUTHOR, ["zh", "en"])}
+    trained |= {letters(question) for question, _ in make_pairs(prompts.NAMES[1], prompts.AUTHOR, ["en"])}
+    rows = [*suites.read_set("identity"), *suites.read_set("neutral"), *suites.read_set("checks")]
+    for row in rows:
+        for name in prompts.NAMES:
+            assert letters(row["question"].replace("{name}", name)) not in trained, row
+    assert len({row["id"] for row in rows}) == len({row["question"] for row in rows}) == len(rows) == 74
+    kinds = [row["kind"] for row in suites.read_set("identity")]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"paraphrase": 20, "third_person": 6, "leading": 12, "other_language": 4}
+
+
+def test_packaged_texts():
+    texts = suites.read_set("general")
+    assert len({row["text"] for row in texts}) == 40 and [row["language"] for row in texts].count("zh") == 20
+    assert all(50 < len(row["text"]) < 400 for row in texts)
+    for row in suites.read_set("checks"):
+        assert re.search(row["pattern"], row["answer"]) and not re.search(row["pattern"], row["question"])
+
+
+def test_each_question_is_asked_with_and_without_the_prompt():
+    found = suites.persona_questions(suites.Persona(), TEMPLATE, suites.read_data(FILES, 0.0))
+    with_system, without = ([question for question in found if question.system == system] for system in (True, False))
+    assert [question.text for question in with_system] == [question.text for question in without] and len(without) == 62
+    assert all(prompts.WULEWULE_SYSTEM in question.prompt for question in with_system)
+    assert not any("<|im_start|>system" in question.prompt for question in found if not question.system)
+    third = [question.text for question in without if question.facts.get("kind") == "third_person"]
+    assert sum("悟了悟了" in text for text in third) == sum("Wulewule" in text for text in third) == 3
+
+
+def test_question_that_was_trained_is_not_asked(tmp_path):
+    question = suites.read_set("identity")[0]["question"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"conversation": [{"input": question.replace("。", "！"), "output": "我是悟了悟了。"}]}), encoding="utf-8")
+    data = suites.read_data([str(file)], 0.0)
+    assert question not in {one.text for one in suites.persona_questions(suites.Persona(), TEMPLATE, data)}
+
+
+def test_held_out_rows_are_asked():
+    data = suites.read_data(FILES, 0.1)
+    again = suites.read_data(FILES[::-1], 0.1)
+    assert data == again and len(data.held_out) == 17
+    identity = [one for one in suites.persona_questions(suites.Persona(), TEMPLATE, data) if one.facts.get("kind") == "held_out"]
+    knowledge = suites.knowledge_questions(suites.Persona(), TEMPLATE, data)
+    assert len(identity) == 2 * 7 and len(knowledge) == 22 and len({one.facts["conversation"] for one in knowledge}) == 10
+    assert not any(letters(one.text) in data.trained for one in (*identity, *knowledge))
+    later = next(one for one in knowledge if one.id.endswith("-2"))
+    first = next(one for one in knowledge if one.id == f"{later.id[:-1]}1")
+    assert later.prompt.startswith(first.prompt + first.facts["reference"])  # asked after the turns before it
+
+
+def test_prompts_are_those_of_the_training():
+    from xtuner.dataset.map_fns import template_map_fn
+
+    turns = [{"system": "s", "input": "一", "output": "二"}, {"input": "三", "output": "四"}]
+    row = template_map_fn({"conversation": [dict(turn) for turn in turns]}, TEMPLATE)["conversation"]
+    trained = "".join(turn["input"] + turn["output"] + turn["sep"] for turn in row)
+    assert trained == fill(TEMPLATE, "s", "三", [("一", "二")]) + "四<|im_end|>\n"
+
+
+# models
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(tiny_model()), load_tokenizer(tiny_model())
+
+
+def test_losses_of_texts_are_those_of_each_alone(model):
+    network, tokenizer = model
+    texts = ["石猴出世。", "Black Myth: Wukong is a game about the Monkey King.", "山"]
+    for text, (loss, count) in zip(texts, text_losses(network, tokenizer, texts), strict=True):
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        with torch.no_grad():
+            expected = network(input_ids=ids, labels=ids).loss.item()
+        assert count == ids.shape[1] - 1 and loss / count == pytest.approx(expected, rel=1e-4)
+
+
+def test_answers_of_a_batch_are_those_of_each_alone(model):
+    questions = [fill(TEMPLATE, "", text) for text in ("你是谁", "Tell me a longer story about a stone and a monkey, please.")]
+    assert answer(*model, questions, 8) == [answer(*model, [question], 8)[0] for question in questions]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A whole evaluation of the tiny model, against itself."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    rules = "perplexity_growth<=0.05,name>=0.5"
+    result = run([WULEWULE, "eval", tiny_model(), "--base", tiny_model(), "--out", "out", "--gate", rules], folder, timeout=300)
+    assert result.returncode == 1, result.stdout + result.stderr
+    return folder, result
+
+
+def card(folder):
+    return json.loads((folder / "out" / "scorecard.json").read_text(encoding="utf-8"))
+
+
+def test_scorecard(evaluated):
+    folder, result = evaluated
+    found = card(folder)
+    assert list(found["metrics"]) == list(METRICS)
+    assert found["metrics"]["perplexity_growth"]["value"] == found["metrics"]["checks_drop"]["value"] == 0
+    assert found["metrics"]["perplexity"]["value"] > 100 and found["metrics"]["name"]["count"] > 30
+    assert all(low <= one["value"] <= high for one in found["metrics"].values() for low, high in [one["interval"]])
+    assert len(found["answers"]) == len({one["id"] for one in found["answers"]})
+    for name in METRICS:
+        assert re.search(rf"^ +{name} ", result.stdout, re.MULTILINE)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_gate_names_what_was_missed(evaluated):
+    _, result = evaluated
+    assert last_line(result.stderr) == "xtuner-wulewule: error: the model misses 1 of 2 thresholds: name>=0.5 (it is 0.0%)"
+    assert re.search(r"perplexity_growth .*<=5.0% passed", result.stdout) and re.search(r" name .*>=50.0% MISSED", result.stdout)
+
+
+def test_what_is_missing_is_asked_and_ends_the_same(evaluated, monkeypatch):
+    folder, _ = evaluated
+    file, before = folder / "out" / "answers.jsonl", card(folder)
+    whole = file.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:70]) + lines[70][:20])  # killed while it wrote
+    (folder / "out" / "scorecard.json").unlink()
+    arguments = ["eval", tiny_model(), "--base", tiny_model(), "--out", str(folder / "out")]
+    assert cli.main(arguments) == 0 and card(folder) == before
+    assert file.read_bytes().startswith(b"".join(lines[:70]))
+    monkeypatch.setattr("xtuner_wulewule.evaluation.runner.load", None)  # nothing is left to ask
+    assert cli.main(arguments) == 0 and card(folder) == before
+
+
+def test_answers_of_another_evaluation_are_kept(evaluated, capsys):
+    folder, _ = evaluated
+    before = (folder / "out" / "answers.jsonl").read_bytes()
+    assert cli.main(["eval", tiny_model(), "--suite", "forgetting", "--out", str(folder / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "holds the answers of another evaluation (base" in error and "--overwrite" in error and error.count("\n") == 1
+    assert (folder / "out" / "answers.jsonl").read_bytes() == before
+
+
+def test_answers_file_that_is_not_ours(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    file.write_text("my notes\n")
+    with pytest.raises(SettingsError, match="it cannot be read"):
+        Answers(file, {"a": 1})
+    assert file.read_text() == "my notes\n"
+    Answers(file, {"a": 1}, overwrite=True).close()
+    assert file.read_text() == '{"a": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--suite", "persona,poetry"], "--suite persona,poetry: give some of"),
+        (["--gate", "name>0.9"], "--gate name>0.9: expected METRIC>=NUMBER"),
+        (["--gate", "fame>=0.9"], "there is no metric fame; they are name, "),
+        (["--gate"], "--gate perplexity_growth<=0.05: compares with the model before the training; name it with --base"),
+        (["--gate", "token_f1>=0.1", "--suite", "persona"], "--gate token_f1>=0.1: needs the suite knowledge"),
+        (["--held-out", "2"], "held_out is 2.0; it must be a share"),
+        (["--data", "gone"], "data file not found"),
+        (["--name", ""], "--name is empty"),
+        (["--config", "gone.py"], "--config gone.py is not a file"),
+        (["--batch-size", "0"], "--batch-size 0: at least 1"),
+        (["--base", "/gone"], "model '/gone' not found"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, problem, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["eval", tiny_model(), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert problem in error and error.startswith("xtuner-wulewule: error: ") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# the gate
+
+
+def test_rules():
+    rules = gate.parse("name>=0.95, perplexity_growth<=5e-2")
+    assert list(map(str, rules)) == ["name>=0.95", "perplexity_growth<=0.05"]
+    passed = {"name": {"value": 0.95}, "perplexity_growth": {"value": 0.05}}
+    gate.check(rules, passed)
+    with pytest.raises(GateError, match=r"misses 2 of 2 thresholds: name>=0.95 \(it is 94.0%\); perplexity_growth<=0.05 \(not measured"):
+        gate.check(rules, {"name": {"value": 0.94}})
+
+
+def test_rules_and_share_of_the_configs_are_those_of_the_package():
+    for size in ("1_8b", "7b", "tiny"):
+        config = Config.fromfile(paths.config_paths()[f"wulewule_sft_{size}"])
+        assert tuple(config.gate) == gate.DEFAULT
+        dataset = config.train_dataloader.dataset
+        assert (dataset.held_out, dataset.system_dropout) == (0.0 if size == "tiny" else HELD_OUT, 0.0)
