@@ -209,6 +209,7 @@ def test_start_of_python_takes_less_than_a_millisecond_more(bare):
         ("model.finetune", "MODELS", "WulewuleFinetune"),
         ("model.fused.step", "MODELS", "WulewuleFinetune"),
         ("engine.evaluate_chat_hook", "HOOKS", "BatchedEvaluateChatHook"),
+        ("engine.score_hook", "HOOKS", "ScoreHook"),
     ],
 )
 def test_a_module_of_ours_may_be_the_first_to_import_xtuner(module, registry, name):

@@ -38,7 +38,10 @@ MMENGINE_REGISTRIES = {
 }
 # these subclass XTuner's own classes, so they can only be imported when the module named here has run
 AFTER_XTUNER_MODEL = {"WulewuleFinetune": "xtuner_wulewule.model.finetune:WulewuleFinetune"}  # MODELS and XTuner's BUILDER
-AFTER_XTUNER_ENGINE = {"BatchedEvaluateChatHook": "xtuner_wulewule.engine.evaluate_chat_hook:BatchedEvaluateChatHook"}  # HOOKS
+AFTER_XTUNER_ENGINE = {  # HOOKS
+    "BatchedEvaluateChatHook": "xtuner_wulewule.engine.evaluate_chat_hook:BatchedEvaluateChatHook",
+    "ScoreHook": "xtuner_wulewule.engine.score_hook:ScoreHook",
+}
 SUBCLASSES = {"xtuner.model": AFTER_XTUNER_MODEL, "xtuner.engine": AFTER_XTUNER_ENGINE}
 _deferred: set[str] = set()  # modules of XTuner's that one of these subclasses' modules is importing
 
@@ -119,15 +122,20 @@ def after_import(module):
         module (types.ModuleType): the module; one whose name is not in `ACTIONS` is left alone.
     """
     action = ACTIONS.get(module.__name__)
-    if any(_is_being_imported(target) for target in SUBCLASSES.get(module.__name__, {}).values()):
+    if _one_is_being_imported(module.__name__):
         _deferred.add(module.__name__)  # it is one of ours that imported XTuner's module; it calls `go_on` at its end
     elif action is not None:
         action(module)
 
 
-def _is_being_imported(target):
-    module = sys.modules.get(target.partition(":")[0])
-    return module is not None and getattr(module.__spec__, "_initializing", False)
+def _one_is_being_imported(name):
+    """Return whether a module of ours that subclasses from the module `name` (str) has begun, and has not got to its class yet (bool)."""
+    for target in SUBCLASSES.get(name, {}).values():
+        place, _, subclass = target.partition(":")
+        module = sys.modules.get(place)
+        if module is not None and getattr(module.__spec__, "_initializing", False) and not hasattr(module, subclass):
+            return True
+    return False
 
 
 def go_on(name):
@@ -136,7 +144,7 @@ def go_on(name):
     Args:
         name (str): the module.
     """
-    if name in _deferred:
+    if name in _deferred and not _one_is_being_imported(name):
         _deferred.remove(name)
         ACTIONS[name](sys.modules[name])
 

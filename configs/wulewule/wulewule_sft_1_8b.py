@@ -26,6 +26,7 @@ from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
 from xtuner_wulewule.engine.hooks import AccumulativeCountsHook, UpdateBudgetHook
 from xtuner_wulewule.engine.random_state import RandomStateHook
 from xtuner_wulewule.engine.schedulers import WarmupCosineLR
+from xtuner_wulewule.engine.score_hook import ScoreHook
 from xtuner_wulewule.model.finetune import WulewuleFinetune, check_model
 
 #######################################################################
@@ -163,6 +164,8 @@ custom_hooks = [
         system=SYSTEM,
         prompt_template=prompt_template,
     ),
+    # shares of eight identity questions answered with the own name, in the log and in TensorBoard: eval/name, eval/leak
+    dict(type=ScoreHook, tokenizer=tokenizer, prompt_template=prompt_template, every_n_iters=evaluation_freq),
 ]
 
 default_hooks = dict(

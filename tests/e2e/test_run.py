@@ -25,7 +25,7 @@ OPTIONS = [
     "--set",
     "default_hooks.logger.interval=1",
 ]
-OPTIONS += ["--set", "default_hooks.logger.interval=1", "--epochs", "pretrain=40,sft=25"]
+OPTIONS += ["--no-eval", "--set", "default_hooks.logger.interval=1", "--epochs", "pretrain=40,sft=25"]
 
 
 def recipe(out, data, *arguments, status=0, **env):

@@ -57,7 +57,7 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
         self.seconds_a_token = None
 
     def _eval_language(self, runner, model, device, max_new_tokens=None, save_eval_output=False):
-        prompts = [(self.system + self.instruction).format(input=text, round=1, **runner.cfg) for text in self.evaluation_inputs]
+        prompts = self._prompts(runner)
         encoded = [self.tokenizer.encode(prompt) for prompt in prompts]
         length = max(map(len, encoded))
         padding = self.gen_config.pad_token_id
@@ -72,12 +72,18 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
                 stopping_criteria=StoppingCriteriaList([StopWords(self.tokenizer, self.stop_words, length)]),
             )
         answers = [self.tokenizer.decode(ids[length:], skip_special_tokens=True) for ids in output]
-        texts = [f"{prompt}{answer}\n" for prompt, answer in zip(prompts, answers, strict=True)]
+        self._tell(runner, answers, save_eval_output)
+        self.generated = output.shape[1] - length
+
+    def _prompts(self, runner):
+        return [(self.system + self.instruction).format(input=text, round=1, **runner.cfg) for text in self.evaluation_inputs]
+
+    def _tell(self, runner, answers, save_eval_output):
+        texts = [f"{prompt}{answer}\n" for prompt, answer in zip(self._prompts(runner), answers, strict=True)]
         for text in texts:
             runner.logger.info(f"Sample output:\n{text}")
         if save_eval_output:
             self._save_eval_output(runner, texts)
-        self.generated = output.shape[1] - length
 
     def affordable_tokens(self):
         """Return how long an answer may be now (int, tokens)."""

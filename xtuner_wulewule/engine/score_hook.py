@@ -1,0 +1,67 @@
+"""The persona, scored while it is learned: a few of the questions of `wulewule eval`, in TensorBoard."""
+
+from xtuner_wulewule import plugin
+from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
+from xtuner_wulewule.evaluation import metrics
+from xtuner_wulewule.evaluation.scorecard import judge
+from xtuner_wulewule.evaluation.suites import Data, Persona, persona_questions
+
+QUESTIONS, TOKENS = 8, 32
+
+
+class ScoreHook(BatchedEvaluateChatHook):
+    """Asks a few packaged questions about who the assistant is, with and without the system prompt, and logs the shares of hits and leaks.
+
+    They appear in the log and in TensorBoard as `eval/name`, `eval/leak` and the same with `_without_system`. One batch of 16 answers of 32
+    tokens at the end of the training, and every `every_n_iters` iterations where that is given: a trend, not the scorecard.
+
+    Args:
+        tokenizer (dict): config of the tokenizer.
+        prompt_template (dict | str): as for `xtuner.engine.hooks.EvaluateChatHook`.
+        every_n_iters (int, optional): also during the training, before the first iteration too.
+        names (list[str], optional): names of the assistant; defaults to those of the package.
+        author (str, optional): who made it; defaults to that of the package.
+        system (str, optional): the system prompt; defaults to that of the package.
+    """
+
+    def __init__(self, tokenizer, prompt_template, every_n_iters=None, names=None, author=None, system=None):
+        super().__init__(tokenizer, [], prompt_template=prompt_template, every_n_iters=every_n_iters, max_new_tokens=TOKENS)
+        given = dict(names=names and tuple(names), author=author, system=system)
+        self.persona = Persona(**{key: value for key, value in given.items() if value})
+        self.questions = self._choose(prompt_template)
+
+    def _choose(self, template):
+        if isinstance(template, str):  # mmengine dumps it by name
+            from mmengine.utils import get_object_from_string
+
+            template = get_object_from_string(template)
+        asked = persona_questions(self.persona, template, Data([], frozenset()))
+        asked = [question for question in asked if question.facts.get("asks") == "name"]
+        chosen = {question.text for question in asked[:: len(asked) // QUESTIONS][:QUESTIONS]}  # spread over kinds and languages
+        return [question for question in asked if question.text in chosen]
+
+    def affordable_tokens(self):
+        """Return the length of an answer (int): always the same, so that the shares can be compared."""
+        return TOKENS
+
+    def _prompts(self, runner):
+        return [question.prompt for question in self.questions]
+
+    def _tell(self, runner, answers, save_eval_output):
+        verdicts = [(question, judge(question, text, self.persona)) for question, text in zip(self.questions, answers, strict=True)]
+        shares = {}
+        for name, key in (("name", "hit"), ("leak", "leak")):
+            for suffix, system in (("", True), ("_without_system", False)):
+                shares[f"eval/{name}{suffix}"] = metrics.mean(
+                    [[verdict[key] for question, verdict in verdicts if question.system == system]]
+                )
+        runner.logger.info(f"Persona: {', '.join(f'{name} {share:.0%}' for name, share in shares.items())}")
+        runner.visualizer.add_scalars(shares, step=runner.iter)
+
+    def before_train(self, runner):
+        """Score the model as it is before, where it is scored during the training, too."""
+        if self.every_n_iters is not None:
+            super().before_train(runner)
+
+
+plugin.go_on("xtuner.engine")  # where this module was imported before XTuner's
