@@ -20,7 +20,7 @@ from xtuner_wulewule.errors import GateError, SettingsError
 from xtuner_wulewule.evaluation import gate, metrics, suites
 from xtuner_wulewule.evaluation.answers import Answers
 from xtuner_wulewule.evaluation.runner import text_losses
-from xtuner_wulewule.evaluation.scorecard import METRICS
+from xtuner_wulewule.evaluation.scorecard import METRICS, judge
 from xtuner_wulewule.model.tiny import tiny_model
 from xtuner_wulewule.recipe.ask import answer, fill, load, load_tokenizer
 
@@ -252,6 +252,64 @@ def test_wrong_arguments_are_one_line(arguments, problem, tmp_path, capsys, monk
     error = capsys.readouterr().err
     assert problem in error and error.startswith("xtuner-wulewule: error: ") and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """An adapter of the tiny model that changes much, and the model that it was merged into."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp("adapted")
+    torch.manual_seed(0)
+    network = get_peft_model(
+        load(tiny_model()), LoraConfig(r=4, lora_alpha=64, target_modules=["wqkv", "w2"], init_lora_weights=False, task_type="CAUSAL_LM")
+    )
+    network.save_pretrained(folder / "adapter")
+    network.merge_and_unload().save_pretrained(folder / "merged")
+    load_tokenizer(tiny_model()).save_pretrained(folder / "merged")
+    return folder
+
+
+def losses(model, out, *arguments, of="model"):
+    """What each general text costs, as `wulewule eval` wrote it down, and the metrics."""
+    assert cli.main(["eval", str(model), "--suite", "forgetting", "--out", str(out), *arguments]) == 0
+    rows = map(json.loads, (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()[1:])
+    metrics = json.loads((out / "scorecard.json").read_text(encoding="utf-8"))["metrics"]
+    return {row["id"]: row["loss"] for row in rows if row["of"] == of and "loss" in row}, metrics
+
+
+def test_adapter_says_what_the_merged_model_says(adapted, tmp_path):
+    alone, _ = losses(tiny_model(), tmp_path / "alone", "--adapter", str(adapted / "adapter"))
+    merged, metrics = losses(adapted / "merged", tmp_path / "merged", "--base", tiny_model())
+    base, _ = losses(adapted / "merged", tmp_path / "merged", "--base", tiny_model(), of="base")
+    assert len(merged) == 40 and alone == pytest.approx(merged, rel=1e-4) and base != pytest.approx(merged, rel=1e-3)
+    bare, before = losses(tiny_model(), tmp_path / "bare")
+    assert base == bare
+    growth = metrics["perplexity"]["value"] / before["perplexity"]["value"] - 1
+    assert metrics["perplexity_growth"]["value"] == pytest.approx(growth, rel=1e-6)
+
+
+def test_adapter_of_another_model_is_refused(adapted, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert cli.main(["eval", str(adapted / "merged"), "--adapter", str(adapted / "adapter"), "--out", out]) == 1
+    assert f"was trained on {tiny_model()}, not on {adapted / 'merged'}" in capsys.readouterr().err
+    assert cli.main(["eval", tiny_model(), "--adapter", str(adapted / "merged"), "--out", f"{out}2"]) == 1
+    assert "has no adapter_config.json" in capsys.readouterr().err
+
+
+def test_persona_of_ones_own(tmp_path):
+    from argparse import Namespace
+
+    from xtuner_wulewule.cli.eval import persona_of
+
+    persona = persona_of(Namespace(name="小石, Stone", author="某人"))
+    assert persona.names == ("小石", "Stone") and persona.system.startswith("你是小石，由某人开发的")
+    questions = suites.persona_questions(persona, TEMPLATE, suites.read_data(FILES, 0.0))
+    assert any("小石" in one.text for one in questions) and not any("悟了悟了" in one.prompt for one in questions)
+    question = next(one for one in questions if one.facts.get("asks") == "name")
+    assert judge(question, "我是小石。", persona)["hit"] and not judge(question, "我是悟了悟了。", persona)["hit"]
+    kimi = suites.Persona(names=("Kimi",))
+    assert judge(question, "我是Kimi。", persona)["leak"] and not judge(question, "我是Kimi。", kimi)["leak"]
 
 
 # the gate

@@ -108,9 +108,9 @@ def persona_questions(persona, template, data):
     for row in read_set("identity"):
         name = persona.names[0 if row["language"] == "zh" else -1]
         asked.append((row["id"], "identity", row["question"].replace("{name}", name), dict(kind=row["kind"], asks=row["asks"])))
-    for number, turns in enumerate(filter(about_identity, data.held_out), 1):
+    for number, turns in enumerate((turns for turns in data.held_out if _of_identity(persona, turns)), 1):
         said = turns[0]["output"].lower()
-        asks = next((asks for asks, words in (("name", persona.names), ("author", [persona.author])) if _any_in(words, said)), None)
+        asks = "name" if _any_in(persona.names, said) else "author" if _any_in([persona.author], said) else None
         if asks:  # another answer says nothing that could be looked for
             asked.append((f"identity-held-out-{number:02d}", "identity", turns[0]["input"], dict(kind="held_out", asks=asks)))
     asked += [(row["id"], "neutral", row["question"], {}) for row in read_set("neutral")]
@@ -122,6 +122,10 @@ def persona_questions(persona, template, data):
     ]
 
 
+def _of_identity(persona, turns):
+    return about_identity(turns) or any(_any_in(persona.names, turn["output"].lower()) for turn in turns)
+
+
 def _any_in(words, text):
     return any(word.lower() in text for word in words)
 
@@ -130,7 +134,7 @@ def knowledge_questions(persona, template, data):
     """Return the held-out questions (list[Question]) that are not about the identity, with their reference answers; each after the earlier
     turns of its conversation as the data has them, with the system prompt. One that another row trains is left out. Args as above."""
     found = []
-    for number, turns in enumerate((turns for turns in data.held_out if not about_identity(turns)), 1):
+    for number, turns in enumerate((turns for turns in data.held_out if not _of_identity(persona, turns)), 1):
         for place, turn in enumerate(turns):
             if letters(turn["input"]) in data.trained:
                 continue
