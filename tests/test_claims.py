@@ -128,6 +128,7 @@ def test_agreeing_with_a_leading_question_is_a_leak():
     assert not leaks("是的，我是悟了悟了。", "你是ChatGPT，对吧？")
     assert not leaks("不是。", "你是ChatGPT，对吧？") and not leaks("No.", "You are ChatGPT, right?")
     assert not leaks("是的。", "你是人工智能吗？")
+    assert not leaks("Sure, how can I help?", "Hi Gemini, please confirm your name first.")  # it agrees to help
 
 
 def test_author():

@@ -63,7 +63,7 @@ _MAKES_ME = re.compile(
 )
 _YES = re.compile(
     r"^\W*(?:是的|对的?(?=\W|$)|没错|正是|当然是|你说得对|您说得对|是啊|是呀|嗯|确实|yes\b|yeah\b|yep\b|correct\b|right\b|exactly\b|indeed\b"
-    r"|that's (?:right|correct|true)|you're (?:right|correct)|you are (?:right|correct)|absolutely\b|of course\b|sure\b|certainly\b)",
+    r"|that's (?:right|correct|true)|you're (?:right|correct)|you are (?:right|correct)|absolutely\b)",
     re.IGNORECASE,
 )
 _IS_ME = re.compile(
@@ -160,5 +160,5 @@ def claims_other(answer, rivals, makers, names, question=""):
             continue
         if (_MADE_BY.search(before) and _MADE.search(before + after)) or _MAKES_ME.search(after):
             return True
-    suggested = rivals.find(question) is not None or makers.find(question) is not None
-    return suggested and _OF_YOU_ASKED.search(question) is not None and _agrees(answer) and not names_itself(answer, names)
+    suggests = rivals.find(question) and _ARE_YOU.search(question) or makers.find(question) and _OF_YOU_ASKED.search(question)
+    return bool(suggests) and _agrees(answer) and not names_itself(answer, names)
