@@ -28,6 +28,8 @@ def leaks(answer, question=""):
         "No, I am Wulewule (悟了悟了), not Claude.",
         "I'm not ChatGPT but wulewule!",
         "You're talking to Wulewule.",
+        "Wulewule is the name of an AI, so nobody is typing.",
+        "Wulewule (悟了悟了) is my name.",
     ],
 )
 def test_names_itself(answer):
@@ -48,6 +50,11 @@ def test_names_itself(answer):
         "Wulewule is not my name.",
         "悟了悟了可不是我的名字",
         "Wulewules are animals.",
+        "Wulewule (悟了悟了) is your name.",  # these and the next: a small model, half trained
+        "That would be Wulewule, the name of the game.",
+        "Wulewule (悟了悟了) is the name I give to the game.",
+        "悟了悟了是你的名字。",
+        "悟了悟了是一款游戏",
     ],
 )
 def test_does_not_name_itself(answer):

@@ -69,6 +69,13 @@ _YES = re.compile(
 _IS_ME = re.compile(
     r"(?:就|正|当然)是(?:我|在下|本人)|^(?:是我|我就是$|我在这)|\b(?:that's|that is|it's|it is|is|with) me\b", re.IGNORECASE
 )
+# what follows a name that is given to something else: "Wulewule is your name", "that would be Wulewule, the name of the game"
+_OF_ANOTHER = re.compile(
+    r"(?:(?:is|was|would be)\s+)?(?:your name|the name (?:that )?i give"
+    r"|the name of (?:the|an?) (?!(?:ai|assistant|program|bot|language)\b))"
+    r"|(?:就?是)?(?:你|您)的名字|(?:就?是)?(?:这|一|那)[款个部](?:手机|动作)?游戏",
+    re.IGNORECASE,
+)
 # a question to which "yes" says who one is
 _ARE_YOU = re.compile(r"(?:你|您).{0,3}(?:是|叫)|\bare you\b|\byou are\b|\byou're\b|\bis this\b|\byour .{0,10}name is\b", re.IGNORECASE)
 _OF_YOU_ASKED = re.compile(r"你|您|\byou", re.IGNORECASE)
@@ -106,6 +113,9 @@ def names_itself(answer, names, question=""):
         if _denied(before, after) or _OF_YOU.search(_TURN.split(before)[-1]):
             continue
         place = clauses.index(clause)
+        follows = [names.pattern.sub("", after).strip(" ()（）\"'“”‘’「」《》"), *clauses[place + 1 : place + 2]]
+        if any(map(_OF_ANOTHER.match, follows)):
+            continue
         if not said or any(_SELF.search(near) for near in clauses[max(0, place - 1) : place + 2]):
             return True
     return said and (any(map(_IS_ME.search, clauses)) or (_ARE_YOU.search(question) is not None and _agrees(answer)))
@@ -142,7 +152,7 @@ def claims_other(answer, rivals, makers, names, question=""):
         answer (str): the answer.
         rivals (Names): names of other assistants.
         makers (Names): names of their makers.
-        names (Names): the assistant's own.
+        names (Names): the assistant's own, and its author's.
         question (str): what was asked.
     """
     clauses = _clauses(answer)

@@ -91,7 +91,7 @@ def judge(question, answer, persona):
             hit = claims.names_itself(answer, names, question.text)
         else:
             hit = claims.names_author(answer, author, question.text)
-        return dict(hit=hit, leak=claims.claims_other(answer, rivals, makers, names, question.text))
+        return dict(hit=hit, leak=claims.claims_other(answer, rivals, makers, Names((*persona.names, persona.author)), question.text))
     if question.part == "neutral":
         return dict(bleed=any(some.find(answer) is not None for some in (names, author)))
     if question.part == "knowledge":
