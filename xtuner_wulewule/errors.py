@@ -1,6 +1,7 @@
 """Errors that a user can cause, shown as one line: what, where, what to do."""
 
 import os
+import re
 import sys
 
 SHOWN_PROBLEMS = 5  # in an error that is one line
@@ -112,6 +113,21 @@ def explain_missing_config(error, traceback):
     return SettingsError(f"{error}: there is no such file, and no packaged config of that name; see xtuner list-cfg -p {pattern}")
 
 
+def explain_world_size(error):
+    """Return a `SettingsError` where DeepSpeed refuses a checkpoint of another number of processes, or None for any other error.
+
+    Args:
+        error (BaseException): the exception.
+    """
+    numbers = re.findall(r"world size (?:of|is) (\d+)", str(error)) if type(error).__name__ == "ZeRORuntimeException" else []
+    if len(numbers) != 2:
+        return None
+    return SettingsError(
+        f"--resume: {numbers[0]} processes saved this DeepSpeed checkpoint and ZeRO can't divide its optimizer states for {numbers[1]}; "
+        f"go on with NPROC_PER_NODE={numbers[0]} (checkpoints saved without --deepspeed can be resumed on any number)"
+    )
+
+
 def install_excepthook():
     """Show uncaught `WulewuleError`s, and an unknown config, as one line; every other exception keeps its traceback.
 
@@ -122,7 +138,7 @@ def install_excepthook():
     previous = sys.excepthook
 
     def excepthook(kind, error, traceback):
-        found = find_wulewule_error(error) or explain_missing_config(error, traceback)
+        found = find_wulewule_error(error) or explain_missing_config(error, traceback) or explain_world_size(error)
         if found is None or wants_traceback():
             previous(kind, error, traceback)
         else:
