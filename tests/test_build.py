@@ -2,7 +2,6 @@
 
 import gc
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import SETTINGS
@@ -325,22 +325,36 @@ def test_wrong_arguments(kwargs, said, build):
         build([PRETRAIN_FILE], **kwargs)
 
 
-def _build_in_a_process(cache, queue):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model(), trust_remote_code=True)
-    dataset = build_wulewule_dataset(SFT_FILES, tokenizer, 512, wulewule_sft_map_fn, TEMPLATE, cache_dir=cache)
-    queue.put((len(dataset), dataset[0]))
+TOGETHER = """
+import json, multiprocessing, sys
+from transformers import AutoTokenizer
+from xtuner.dataset.map_fns import template_map_fn_factory
+from xtuner.utils import PROMPT_TEMPLATE
+from xtuner_wulewule.dataset.build import build_wulewule_dataset
+
+def build_together(name):
+    barrier.wait(60)
+    dataset = build_wulewule_dataset(files, tokenizer, 512, "wulewule_sft_map_fn", template, cache_dir="cache")
+    json.dump([len(dataset), dataset[0]], open(name, "w"))
+
+model, *files = sys.argv[1:]
+template = template_map_fn_factory(PROMPT_TEMPLATE.internlm2_chat)
+tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+context = multiprocessing.get_context("fork")
+barrier = context.Barrier(2)
+processes = [context.Process(target=build_together, args=(name,)) for name in ("first", "second")]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+    assert process.exitcode == 0
+"""
 
 
 def test_processes_that_start_together(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=_build_in_a_process, args=(str(tmp_path), queue)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    found = [queue.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join(60)
-    assert found[0] == found[1] and len(list(tmp_path.iterdir())) == 1
+    result = run([sys.executable, "-W", "ignore", "-c", TOGETHER, tiny_model(), *SFT_FILES], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "first").read_text() == (tmp_path / "second").read_text() and len(list((tmp_path / "cache").iterdir())) == 1
 
 
 INTERRUPTED = """

@@ -15,7 +15,7 @@ from xtuner.utils import PROMPT_TEMPLATE
 from xtuner_wulewule import cli
 from xtuner_wulewule.cli import data_stats
 from xtuner_wulewule.dataset.build import build_wulewule_dataset
-from xtuner_wulewule.dataset.encode import Encoder
+from xtuner_wulewule.dataset.encode import Encoder, segments
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
 from xtuner_wulewule.dataset.tokens import Lengths, load_tokenizer, templated
 from xtuner_wulewule.dataset.validation import data_files, mapped_rows
@@ -110,6 +110,15 @@ def test_user_errors_are_one_line(arguments, problem, capsys, tmp_path, monkeypa
     assert data(*arguments) == 1
     error = capsys.readouterr().err
     assert problem in error and error.count("\n") == 1
+
+
+def test_template_is_that_of_xtuner():
+    turns = [{"system": "s{0}", "input": "问{", "output": "答}"}, {"input": "", "output": "x", "output_with_loss": False}]
+    for first in ("s{0}", "", None):
+        turns[0]["system"] = first
+        theirs = template_map_fn({"conversation": [dict(turn) for turn in turns]}, PROMPT_TEMPLATE.internlm2_chat)["conversation"]
+        assert templated(turns, "tuning") == segments(theirs)
+    assert templated(turns, "pretraining") == segments(turns)
 
 
 @pytest.mark.parametrize("max_length", [40, 300, 4096])

@@ -1,11 +1,11 @@
 """The checks before a model is loaded, and the tiny model."""
 
 import json
-import multiprocessing
 import os
 
 import pytest
 import torch
+from commands import python
 
 from xtuner_wulewule import paths
 from xtuner_wulewule.errors import ModelError
@@ -63,30 +63,30 @@ def test_tiny_tokenizer_keeps_every_text_and_the_markers(cache):
     assert len(tokenizer) == tiny.VOCABULARY
 
 
-def slow_build(folder, barrier):
-    """Stands in for nothing: the real build, once both processes have found that there is no model yet."""
-    barrier.wait()
-    real_build(folder)
+# the real build, once both processes have found that there is no model yet
+TOGETHER = """
+import multiprocessing
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast  # once for both
+from xtuner_wulewule.model import tiny
+
+def build_together(folder):
+    barrier.wait(60)
+    build(folder)
+
+context = multiprocessing.get_context("fork")
+build, tiny.build_tiny_model, barrier = tiny.build_tiny_model, build_together, context.Barrier(2)
+processes = [context.Process(target=lambda: print(tiny.tiny_model(), flush=True)) for _ in range(2)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+"""
 
 
-real_build = tiny.build_tiny_model
-
-
-def make(barrier, results):
-    tiny.build_tiny_model = lambda folder: slow_build(folder, barrier)
-    results.put(tiny.tiny_model())
-
-
-def test_two_processes_make_it_at_once(cache):
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(2), context.Queue()
-    processes = [context.Process(target=make, args=(barrier, results)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    made = {results.get(timeout=100) for _ in processes}
-    for process in processes:
-        process.join()
-    assert made == {str(tiny.tiny_model_dir())} and os.listdir(cache) == [tiny.tiny_model_dir().name]
+def test_two_processes_make_it_at_once(cache, tmp_path):
+    made = python(TOGETHER, tmp_path, XDG_CACHE_HOME=str(tmp_path))
+    assert made.stdout.splitlines().count(str(tiny.tiny_model_dir())) == 2, made.stderr
+    assert os.listdir(cache) == [tiny.tiny_model_dir().name]
     assert (tiny.tiny_model_dir() / "model.safetensors").is_file()
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from commands import XTUNER, last_line, python, run
+from forks import ask
 
 from xtuner_wulewule import compat, errors
 
@@ -20,6 +21,14 @@ TOOLS = SITE_PACKAGES / "xtuner" / "tools"
 
 def gone(function):
     return f"upstream no longer has the defect: delete compat.{function}"
+
+
+@pytest.fixture(scope="module")
+def without_plugin(tmp_path_factory):
+    """What the pieces of code below said where the start-up file was switched off."""
+    questions = dict(checkpoint=CHECKPOINT_OF_MMENGINE, one_process=ONE_PROCESS, sleep=SLEEP, lock=LOCK)
+    folder = tmp_path_factory.mktemp("without_plugin")
+    return ask(lambda *arguments: run([sys.executable, *arguments], folder, autoload=False), folder, questions)
 
 
 # 1: bitsandbytes 0.45.0 and triton without `ops`
@@ -54,18 +63,20 @@ def test_missing_triton_ops_is_one_line(tmp_path, triton_without_ops):
 
 # 4: torch.cpu.is_bf16_supported
 
-BF16 = "from xtuner.utils.device import get_torch_device; print(get_torch_device().is_bf16_supported())"
+BF16 = """
+import torch
+print(hasattr(torch.cpu, "is_bf16_supported"))
+from xtuner.utils.device import get_torch_device
+print(get_torch_device().is_bf16_supported())
+"""
 
 
-def test_torch_still_lacks_the_cpu_bf16_query(tmp_path):
-    result = python("import torch; torch.cpu.is_bf16_supported()", tmp_path, autoload=False)
-    assert "'torch.cpu' has no attribute 'is_bf16_supported'" in result.stderr, gone("cpu_bf16_query")
-    assert "get_torch_device().is_bf16_supported()" in (SITE_PACKAGES / "xtuner" / "model" / "sft.py").read_text(), gone("cpu_bf16_query")
-
-
-def test_cpu_bf16_query_is_answered(tmp_path):
+def test_cpu_bf16_query_is_answered_and_torch_still_lacks_it(tmp_path):
     result = python(BF16, tmp_path)
-    assert (result.returncode, last_line(result.stdout)) == (0, "True"), result.stderr
+    upstream, ours = result.stdout.split()[-2:]
+    assert upstream == "False", gone("cpu_bf16_query")
+    assert (result.returncode, ours) == (0, "True"), result.stderr
+    assert "get_torch_device().is_bf16_supported()" in (SITE_PACKAGES / "xtuner" / "model" / "sft.py").read_text(), gone("cpu_bf16_query")
 
 
 # 5: checkpoints and weights_only=True. torch 2.5 takes no (object, name), so names are given there through an object.
@@ -125,8 +136,7 @@ def test_xtuner_and_mmengine_still_load_with_the_default_of_torch():
     assert "torch.load(filename, map_location=map_location)" in mmengine, gone("allow_mmengine_checkpoints")
 
 
-def test_checkpoints_of_mmengine_load_and_anything_else_stays_refused(tmp_path):
-    code = f"""{MMENGINE}
+CHECKPOINT_OF_MMENGINE = f"""{MMENGINE}
 assert refused(checkpoint), {gone("allow_mmengine_checkpoints")!r}
 assert compat.allow_mmengine_checkpoints()
 loaded = load(checkpoint)
@@ -143,8 +153,11 @@ for evil in (
     assert refused(dict(checkpoint, evil=evil)), evil.call
 assert not os.path.exists("reached")
 """
-    result = python(code, tmp_path, autoload=False)
-    assert result.returncode == 0, result.stderr
+
+
+def test_checkpoints_of_mmengine_load_and_anything_else_stays_refused(without_plugin):
+    answer = without_plugin["checkpoint"]
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_torch_2_5_is_left_alone(monkeypatch):
@@ -169,11 +182,6 @@ def test_xtuner_still_runs_whatever_python_is_in_the_path(tmp_path):
     fake.chmod(0o755)
     result = run([XTUNER, "list-cfg"], tmp_path, autoload=False, PATH=f"{fake.parent}:{BARE_PATH}")
     assert (result.returncode, last_line(result.stdout)) == (0, "another python"), gone("honest_entry_point")
-
-
-def test_xtuner_runs_by_absolute_path(tmp_path):
-    result = run([XTUNER, "list-cfg", "-p", "wulewule_sft"], tmp_path, PATH=BARE_PATH)
-    assert result.returncode == 0 and "wulewule_sft_1_8b" in result.stdout.split(), result.stderr
 
 
 def test_status_of_a_tool_is_the_status_of_xtuner(tmp_path):
@@ -248,16 +256,7 @@ def test_tool_that_cannot_be_imported_is_one_line(capsys):
     assert capsys.readouterr().err.startswith("xtuner-wulewule: error: XTuner's train cannot be imported (RuntimeError: two lines)")
 
 
-# unknown configs, and causes
-
-
-def test_unknown_config_is_one_line(tmp_path):
-    result = run([sys.executable, TOOLS / "train.py", "no_such_config"], tmp_path)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert last_line(result.stderr) == (
-        "xtuner-wulewule: error: Cannot find no_such_config: there is no such file, and no packaged config of that name; "
-        "see xtuner list-cfg -p wulewule"
-    )
+# unknown configs (the command is tested in test_install.py), and causes
 
 
 def raised_in(file, name, **values):
@@ -289,7 +288,7 @@ def test_error_from_none_hides_its_context():
 
 # 11: DeepSpeed in one process without mpi4py
 
-# without `xtuner.engine`, whose import takes ten seconds; `plugin.add_engine` makes the same call
+# without `xtuner.engine`; `plugin.add_engine` makes the same call
 ONE_PROCESS = """
 import importlib.util, os, sys
 sys.modules["mpi4py"] = None
@@ -307,8 +306,8 @@ print(os.environ["WORLD_SIZE"], os.environ["RANK"])
 """
 
 
-def test_deepspeed_starts_in_one_process_and_upstream_still_does_not(tmp_path):
-    result = python(ONE_PROCESS, tmp_path, autoload=False)
+def test_deepspeed_starts_in_one_process_and_upstream_still_does_not(without_plugin):
+    result = without_plugin["one_process"]
     assert "import of mpi4py halted" in result.stdout, gone("single_process_deepspeed")
     assert (result.returncode, last_line(result.stdout)) == (0, "1 0"), result.stderr
 
@@ -344,8 +343,8 @@ print("elsewhere", slept)
 """
 
 
-def test_mmengine_sleeps_between_epochs_only_where_there_are_workers(tmp_path):
-    result = python(SLEEP, tmp_path, autoload=False)
+def test_mmengine_sleeps_between_epochs_only_where_there_are_workers(without_plugin):
+    result = without_plugin["sleep"]
     told = ("upstream", "without workers", "with workers", "elsewhere")  # mmengine and DeepSpeed log there too
     lines = [line for line in result.stdout.splitlines() if line.startswith(told)]
     assert lines[:1] == ["upstream [2]"], gone("no_sleep_between_epochs") + result.stderr
@@ -355,32 +354,26 @@ def test_mmengine_sleeps_between_epochs_only_where_there_are_workers(tmp_path):
 # the lock of a compilation that was killed
 
 LOCK = """
-import pathlib, sys, threading, time
+import pathlib, sys, threading
 from torch.utils.file_baton import FileBaton
 from xtuner_wulewule import compat
-if sys.argv[1:] == ["mended"]:
-    FileBaton.wait = compat._telling_wait(FileBaton.wait, seconds=0.5)
-lock = pathlib.Path("lock")
-lock.touch()
-threading.Timer(1.5, lock.unlink).start()
-FileBaton("lock", 0.1).wait()
-print("gone on")
+lock, upstream = pathlib.Path("lock"), FileBaton.wait
+waits = dict(upstream=upstream, mended=compat._telling_wait(upstream, seconds=0.5), in_time=compat._telling_wait(upstream, seconds=30))
+for name, FileBaton.wait in waits.items():
+    lock.touch()
+    threading.Timer(1.5, lock.unlink).start()
+    FileBaton("lock", 0.1).wait()
+    print(name, "went on", file=sys.stderr)
 """
 
 
-def test_lock_that_is_waited_for_is_named(tmp_path):
-    upstream = run([sys.executable, "-c", LOCK], tmp_path)
-    assert (upstream.stdout, upstream.stderr) == ("gone on\n", ""), gone("tell_of_compile_lock")
-    mended = run([sys.executable, "-c", LOCK, "mended"], tmp_path)
-    assert mended.stdout == "gone on\n"
-    assert mended.stderr.startswith("xtuner-wulewule: warning: waiting for another process to finish compiling, as lock says")
-    assert mended.stderr.count("\n") == 1
-
-
-def test_finished_compilation_is_not_mentioned(tmp_path):
-    code = LOCK.replace("seconds=0.5", "seconds=30")
-    result = run([sys.executable, "-c", code, "mended"], tmp_path)
-    assert (result.stdout, result.stderr) == ("gone on\n", "")
+def test_lock_that_is_waited_for_long_is_named(without_plugin):
+    answer = without_plugin["lock"]
+    assert answer.returncode == 0, answer.stderr
+    upstream, said, mended, in_time = answer.stderr.splitlines()
+    assert upstream == "upstream went on", gone("tell_of_compile_lock")
+    assert said.startswith("xtuner-wulewule: warning: waiting for another process to finish compiling, as lock says")
+    assert (mended, in_time) == ("mended went on", "in_time went on")
 
 
 # 13: two processes without a GPU

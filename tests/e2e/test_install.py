@@ -5,11 +5,14 @@ import filecmp
 import shutil
 import tarfile
 import zipfile
+from functools import partial
 from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from commands import last_line
+from forks import ask
 from venvs import ROOT, NestedVenv, copy_checkout
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs" / "wulewule").glob("*.py"))
@@ -160,10 +163,10 @@ def test_editable_xtuner(distributions, tmp_path):
     assert result.stdout.split() == [str(tmp_path / "src" / "xtuner" / "__init__.py"), "xtuner_wulewule.compat"]
 
 
+# what is imported first, each in an interpreter of its own
+
 REGISTRIES = """
-import importlib, sys
-for name in sys.argv[1:]:
-    importlib.import_module(name)
+import {}
 from mmengine import registry
 from xtuner import registry as of_xtuner
 from xtuner_wulewule import plugin
@@ -174,21 +177,36 @@ tables += [(name, getattr(registry, name), table) for name, table in plugin.MMEN
 print([(name, key) for name, table, ours in tables for key, target in ours.items() if table.get(key) is not plugin._load(target)])
 print(sum(len(ours) for _, _, ours in tables))
 """
+ORDERS = [
+    "xtuner.model, xtuner.engine",
+    "xtuner.engine, xtuner.model",
+    *(f"xtuner_wulewule.{module}, xtuner.model, xtuner.engine" for module in ("model.finetune", "model.fused.step", "engine.evaluate_chat_hook")),
+]
+TOOLS = ["train", "chat", "log_dataset", "model_converters.pth_to_hf", "model_converters.merge"]
+ALONE = "import xtuner.tools.{}, sys; print('wulewule_sft_map_fn' in sys.modules['xtuner.registry'].MAP_FUNC)"
 
 
-@pytest.mark.parametrize("modules", [("xtuner.model", "xtuner.engine"), ("xtuner.engine", "xtuner.model")], ids=lambda modules: modules[0])
-def test_registries_hold_the_table_whatever_is_imported_first(installed, modules):
-    result = installed.run("python", "-c", REGISTRIES, *modules)
-    missing, count = result.stdout.splitlines()[-2:]
+@pytest.fixture(scope="module")
+def imported(installed, tmp_path_factory):
+    """What each of the orders and of the tools printed."""
+    questions = {**{order: REGISTRIES.format(order) for order in ORDERS}, **{tool: ALONE.format(tool) for tool in TOOLS}}
+    return ask(partial(installed.run, "python"), tmp_path_factory.mktemp("imported"), questions)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_registries_hold_the_table_whatever_is_imported_first(imported, order):
+    answer = imported[order]
+    assert answer.returncode == 0, answer.stderr
+    missing, count = answer.stdout.splitlines()[-2:]
     assert ast.literal_eval(missing) == [] and int(count) >= 9
-    assert "could not be extended" not in result.stderr
+    assert "could not be extended" not in answer.stderr
 
 
-@pytest.mark.parametrize("tool", ["train", "chat", "log_dataset", "model_converters.pth_to_hf", "model_converters.merge"])
-def test_each_tool_imports_alone(installed, tool):
-    result = installed.run("python", "-c", f"import xtuner.tools.{tool}, sys; print('xtuner_wulewule.plugin' in sys.modules)")
-    assert result.stdout.split()[-1] == "True"
-    assert "could not be extended" not in result.stderr
+@pytest.mark.parametrize("tool", TOOLS)
+def test_each_tool_imports_alone(imported, tool):
+    answer = imported[tool]
+    assert answer.returncode == 0 and answer.stdout.split()[-1] == "True", answer.stderr
+    assert "could not be extended" not in answer.stderr
 
 
 def test_xtuner_by_absolute_path_runs_its_own_python(installed):
@@ -196,8 +214,12 @@ def test_xtuner_by_absolute_path_runs_its_own_python(installed):
 
 
 def test_failing_tool_is_a_failing_command(installed):
-    result = installed.run("xtuner", "train", "no_such_config", status=None)
-    assert "no_such_config" in result.stderr + result.stdout
+    result = installed.run("xtuner", "train", "no_such_config", status=1)
+    assert "Traceback" not in result.stderr
+    assert last_line(result.stderr) == (
+        "xtuner-wulewule: error: Cannot find no_such_config: there is no such file, and no packaged config of that name; "
+        "see xtuner list-cfg -p wulewule"
+    )
 
 
 def test_unknown_command_fails(installed):

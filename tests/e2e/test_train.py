@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -10,15 +11,18 @@ from training import adam_steps, budget, conversation, deepspeed_steps, told, tr
 
 from xtuner_wulewule.recipe.results import first_and_last_loss, last_checkpoint, read_scalars
 
-CHECKPOINTS = "default_hooks.checkpoint.max_keep_ckpts=-1"
+# a run of 2 epochs (8 iterations) whose every iteration draws random numbers
+OPTIONS = ("train_cfg.max_epochs=2", "model.lora.lora_dropout=0.3", "default_hooks.logger.interval=1")
+# and that keeps a checkpoint of each of them
+KEEPING = ("default_hooks.checkpoint.interval=1", "default_hooks.checkpoint.max_keep_ckpts=-1")
+DEEPSPEED = ("--deepspeed", "deepspeed_zero1_fp32")
 
 
 @pytest.fixture(scope="module")
 def plain(data, tmp_path_factory):
-    """A run of 2 epochs (8 iterations) that keeps a checkpoint of each iteration: (work folder, output)."""
+    """The work folder and the output of such a run."""
     work_dir = tmp_path_factory.mktemp("plain") / "work"
-    options = ("train_cfg.max_epochs=2", "default_hooks.checkpoint.interval=1", "default_hooks.logger.interval=1", CHECKPOINTS)
-    return work_dir, train("wulewule_sft_tiny", data, work_dir, *options)
+    return work_dir, train("wulewule_sft_tiny", data, work_dir, *OPTIONS, *KEEPING)
 
 
 def test_run_says_what_it_will_do_and_does_it(plain):
@@ -71,45 +75,65 @@ def losses(work_dir):
     return {row["iter"]: row["loss"] for row in read_scalars(work_dir)}
 
 
-# the options of a run whose every iteration draws random numbers; epochs of 4 iterations
-DROPOUT = ("train_cfg.max_epochs=2", "model.lora.lora_dropout=0.3", "default_hooks.logger.interval=1")
-
-
-@pytest.mark.parametrize("arguments", [(), ("--deepspeed", "deepspeed_zero1_fp32")], ids=["plain", "deepspeed"])
-def test_resumed_run_is_the_uninterrupted_one(arguments, data, tmp_path):
-    whole = tmp_path / "whole"
-    train("wulewule_sft_tiny", data, whole, *DROPOUT, "default_hooks.checkpoint.interval=1", CHECKPOINTS, arguments=arguments)
-    for iteration in (4, 5):  # at the end of an epoch, and within one
-        resumed = tmp_path / f"resumed_{iteration}"
+def assert_resumed_runs_are(whole, data, folder, count, *arguments):
+    """Resume the run in `whole` at the end of an epoch (of 4 iterations), and within one; `count` reads the steps of a checkpoint."""
+    for iteration in (4, 5):
+        resumed = folder / f"resumed_{iteration}"
         checkpoint = whole / f"iter_{iteration}.pth"
-        output = train("wulewule_sft_tiny", data, resumed, *DROPOUT, arguments=(*arguments, "--resume", checkpoint))
+        output = train("wulewule_sft_tiny", data, resumed, *OPTIONS, arguments=(*arguments, "--resume", checkpoint))
         assert losses(resumed) == {number: loss for number, loss in losses(whole).items() if number > iteration}
         assert f"Advance dataloader {iteration} steps" in output
-    count = deepspeed_steps if arguments else adam_steps
-    assert count(last_checkpoint(resumed)) == count(last_checkpoint(whole))
+        assert count(last_checkpoint(resumed)) == count(last_checkpoint(whole))
 
 
-# 8 iterations at 3: mmengine makes an update of the remainder, DeepSpeed does not
+def test_resumed_run_is_the_uninterrupted_one(plain, data, tmp_path):
+    assert_resumed_runs_are(plain[0], data, tmp_path, adam_steps)
 
 
-def test_accumulation_is_told_as_adam_counts_it(data, tmp_path):
-    output = train("wulewule_sft_tiny", data, tmp_path / "work", "train_cfg.max_epochs=2", "optim_wrapper.accumulative_counts=3")
-    steps = adam_steps(last_checkpoint(tmp_path / "work"))
-    assert steps == {3}
-    assert told(output) == [(3, *steps, 8)] and budget(output)[2] in steps
+def test_resumed_run_is_the_uninterrupted_one_under_deepspeed(data, tmp_path):
+    whole = tmp_path / "whole"
+    train("wulewule_sft_tiny", data, whole, *OPTIONS, *KEEPING, arguments=DEEPSPEED)
+    assert_resumed_runs_are(whole, data, tmp_path, deepspeed_steps, *DEEPSPEED)
+
+
+# iterations at 3 for each update: mmengine makes an update of the remainder, DeepSpeed does not
+ACCUMULATING = ("train_cfg.max_epochs=2", "optim_wrapper.accumulative_counts=3")
+
+
+@pytest.fixture(scope="module", params=["wulewule_pretrain_tiny", "wulewule_sft_tiny"])
+def copied(request, data, tmp_path_factory):
+    """A run of a copied and edited config that accumulates: (config, work folder, output)."""
+    folder = tmp_path_factory.mktemp("copied")
+    assert xtuner("copy-cfg", request.param, folder, folder=folder).returncode == 0
+    config = folder / f"{request.param}_copy.py"
+    config.write_text(re.sub(r"max_epochs = \d+", "max_epochs = 2", config.read_text(encoding="utf-8")), encoding="utf-8")
+    return config, folder / "work", train(config, data, folder / "work", "optim_wrapper.accumulative_counts=3")
+
+
+def test_copied_config_trains_and_converts(copied):
+    config, work_dir, _ = copied
+    result = xtuner("convert", "pth_to_hf", config, last_checkpoint(work_dir), work_dir / "adapter", "--fp32", folder=work_dir)
+    assert result.returncode == 0, result.stderr
+    assert (work_dir / "adapter" / "adapter_config.json").is_file()
+
+
+def test_accumulation_is_told_as_adam_counts_it(copied):
+    _, work_dir, output = copied
+    _, iterations, updates, *_ = budget(output)
+    steps = adam_steps(last_checkpoint(work_dir))
+    assert steps == {updates} == {-(-iterations // 3)} and iterations % 3 > 0
+    assert told(output) == [(3, *steps, iterations)]
 
 
 def test_accumulation_is_told_as_deepspeed_counts_it(data, tmp_path):
-    options = ("train_cfg.max_epochs=2", "optim_wrapper.accumulative_counts=3")
-    output = train("wulewule_sft_tiny", data, tmp_path / "work", *options, arguments=("--deepspeed", "deepspeed_zero1_fp32"))
+    output = train("wulewule_sft_tiny", data, tmp_path / "work", *ACCUMULATING, arguments=DEEPSPEED)
     steps = deepspeed_steps(last_checkpoint(tmp_path / "work"))
     assert steps == 2
     assert told(output) == [(3, steps, 8)] and budget(output)[2] == steps
 
 
 def test_accumulation_is_refused_where_asked(data, tmp_path):
-    options = ("optim_wrapper.accumulative_counts=3", "custom_hooks.0.action=raise", "train_cfg.max_epochs=2")
-    output = train("wulewule_sft_tiny", data, tmp_path / "work", *options, status=1)
+    output = train("wulewule_sft_tiny", data, tmp_path / "work", *ACCUMULATING, "custom_hooks.0.action=raise", status=1)
     assert last_line(output).startswith(
         "xtuner-wulewule: error: accumulative_counts is 3 on one process: this run makes 3 optimizer updates"
     )
@@ -118,7 +142,7 @@ def test_accumulation_is_refused_where_asked(data, tmp_path):
 
 def test_run_without_an_update_is_refused(data, tmp_path):
     options = ("train_cfg.max_epochs=1", "optim_wrapper.accumulative_counts=5")
-    output = train("wulewule_sft_tiny", data, tmp_path / "work", *options, status=1, arguments=("--deepspeed", "deepspeed_zero1_fp32"))
+    output = train("wulewule_sft_tiny", data, tmp_path / "work", *options, status=1, arguments=DEEPSPEED)
     # torch names the rank once there are ranks
     wanted = "[rank0]: xtuner-wulewule: error: this run would make no optimizer update: 4 iterations, 5 for each update."
     assert last_line(output).startswith(wanted) and "Traceback" not in output
@@ -143,17 +167,6 @@ def test_stuck_learning_rate_of_the_templates_is_told(data, tmp_path):
     assert max(row["lr"] for row in read_scalars(tmp_path / "work")) == pytest.approx(highest, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["wulewule_pretrain_tiny", "wulewule_sft_tiny"])
-def test_copied_config_trains_and_converts(name, data, tmp_path):
-    assert xtuner("copy-cfg", name, tmp_path, folder=tmp_path).returncode == 0
-    config = tmp_path / f"{name}_copy.py"
-    config.write_text(re.sub(r"max_epochs = \d+", "max_epochs = 1", config.read_text(encoding="utf-8")), encoding="utf-8")
-    train(config, data, tmp_path / "work")
-    result = xtuner("convert", "pth_to_hf", config, last_checkpoint(tmp_path / "work"), tmp_path / "adapter", "--fp32", folder=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
-
-
 def test_start_up_file_switched_off(data, tmp_path):
     path = run([WULEWULE, "path", "wulewule_sft_tiny"], tmp_path).stdout.strip()
     command = [XTUNER, "train", path, "--work-dir", tmp_path / "work", "--cfg-options", "train_cfg.max_epochs=1"]
@@ -170,24 +183,17 @@ def test_missing_data_file(data, tmp_path):
     assert "WULEWULE_DATA_DIR" in last_line(output) and "Traceback" not in output
 
 
-def broken(data, folder, line, text):
-    folder.mkdir()
-    for file in data.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    file = folder / "huixiangdou_conversations.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines()
-    lines[line - 1] = text
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder, f"xtuner-wulewule: error: {file}:{line}: "
-
-
 def test_broken_json_and_empty_answer_are_named_by_line(data, tmp_path):
-    folder, prefix = broken(data, tmp_path / "data", 3, '{"conversation": [{"input": "半行')
-    output = train("wulewule_sft_tiny", folder, tmp_path / "work", status=1)
-    assert last_line(output).startswith(f"{prefix}not valid JSON") and "Traceback" not in output
-    folder, prefix = broken(data, tmp_path / "empty", 2, json.dumps(conversation(("问", " ")), ensure_ascii=False))
-    output = train("wulewule_sft_tiny", folder, tmp_path / "work", status=1)
-    assert last_line(output).startswith(prefix) and 'the answer ("output") of turn 1 is empty' in last_line(output)
+    broken = shutil.copytree(data, tmp_path / "data")
+    file = broken / "huixiangdou_conversations.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    lines[1] = json.dumps(conversation(("问", " ")), ensure_ascii=False)
+    lines[2] = '{"conversation": [{"input": "半行'
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    output = train("wulewule_sft_tiny", broken, tmp_path / "work", status=1)
+    said = last_line(output)
+    assert said.startswith(f'xtuner-wulewule: error: {file}:2: the answer ("output") of turn 1 is empty') and "Traceback" not in output
+    assert f"; {file}:3: not valid JSON" in said
 
 
 def test_missing_model(data, tmp_path):
