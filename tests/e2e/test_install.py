@@ -180,7 +180,10 @@ print(sum(len(ours) for _, _, ours in tables))
 ORDERS = [
     "xtuner.model, xtuner.engine",
     "xtuner.engine, xtuner.model",
-    *(f"xtuner_wulewule.{module}, xtuner.model, xtuner.engine" for module in ("model.finetune", "model.fused.step", "engine.evaluate_chat_hook")),
+    *(
+        f"xtuner_wulewule.{module}, xtuner.model, xtuner.engine"
+        for module in ("model.finetune", "model.fused.step", "engine.evaluate_chat_hook")
+    ),
 ]
 TOOLS = ["train", "chat", "log_dataset", "model_converters.pth_to_hf", "model_converters.merge"]
 ALONE = "import xtuner.tools.{}, sys; print('wulewule_sft_map_fn' in sys.modules['xtuner.registry'].MAP_FUNC)"
