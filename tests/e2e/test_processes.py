@@ -10,7 +10,6 @@ from transformers import AutoTokenizer
 from xtuner_wulewule.model.tiny import tiny_model
 from xtuner_wulewule.recipe.results import last_checkpoint, read_scalars
 
-
 RECORD = """
 import json
 from mmengine.dist import get_rank
