@@ -4,15 +4,11 @@ import gc
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import SETTINGS
@@ -323,67 +319,6 @@ def test_wrong_rows_leave_nothing_behind(tmp_path, build):
 def test_wrong_arguments(kwargs, said, build):
     with pytest.raises(SettingsError, match=said):
         build([PRETRAIN_FILE], **kwargs)
-
-
-TOGETHER = """
-import json, multiprocessing, sys
-from transformers import AutoTokenizer
-from xtuner.dataset.map_fns import template_map_fn_factory
-from xtuner.utils import PROMPT_TEMPLATE
-from xtuner_wulewule.dataset.build import build_wulewule_dataset
-
-def build_together(name):
-    barrier.wait(60)
-    dataset = build_wulewule_dataset(files, tokenizer, 512, "wulewule_sft_map_fn", template, cache_dir="cache")
-    json.dump([len(dataset), dataset[0]], open(name, "w"))
-
-model, *files = sys.argv[1:]
-template = template_map_fn_factory(PROMPT_TEMPLATE.internlm2_chat)
-tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
-context = multiprocessing.get_context("fork")
-barrier = context.Barrier(2)
-processes = [context.Process(target=build_together, args=(name,)) for name in ("first", "second")]
-for process in processes:
-    process.start()
-for process in processes:
-    process.join()
-    assert process.exitcode == 0
-"""
-
-
-def test_processes_that_start_together(tmp_path):
-    result = run([sys.executable, "-W", "ignore", "-c", TOGETHER, tiny_model(), *SFT_FILES], tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "first").read_text() == (tmp_path / "second").read_text() and len(list((tmp_path / "cache").iterdir())) == 1
-
-
-INTERRUPTED = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-from transformers import AutoTokenizer
-from xtuner_wulewule.dataset.build import build_wulewule_dataset
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
-print("begins", flush=True)
-build_wulewule_dataset(sys.argv[2], tokenizer, 512, "wulewule_pretrain_map_fn", cache_dir=sys.argv[3])
-"""
-
-
-def test_interruption_leaves_nothing_behind(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    draw = random.Random(0)
-    with open(file, "w", encoding="utf-8") as stream:
-        for _ in range(30_000):
-            stream.write(json.dumps({"text": "".join(map(chr, draw.choices(range(0x4E00, 0x9FA5), k=300)))}) + "\n")
-    cache = tmp_path / "cache"
-    command = [sys.executable, "-W", "ignore", "-c", INTERRUPTED, tiny_model(), file, cache]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        process.stdout.readline()
-        while process.poll() is None and not list(cache.glob(".*/tokens.bin")):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=10)
-    assert process.returncode == -signal.SIGINT and said.rstrip().endswith("KeyboardInterrupt")
-    assert list(cache.iterdir()) == []
 
 
 # batches and the mask
