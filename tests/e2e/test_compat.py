@@ -28,7 +28,8 @@ def without_plugin(tmp_path_factory):
     """What the pieces of code below said where the start-up file was switched off."""
     questions = dict(checkpoint=CHECKPOINT_OF_MMENGINE, one_process=ONE_PROCESS, sleep=SLEEP, lock=LOCK)
     folder = tmp_path_factory.mktemp("without_plugin")
-    return ask(lambda *arguments: run([sys.executable, *arguments], folder, autoload=False), folder, questions)
+    # DeepSpeed compiles a library, a minute on an idle machine
+    return ask(lambda *arguments: run([sys.executable, *arguments], folder, autoload=False, timeout=600), folder, questions)
 
 
 # 1: bitsandbytes 0.45.0 and triton without `ops`
