@@ -185,7 +185,7 @@ ORDERS = [
     "xtuner.engine, xtuner.model",
     *(
         f"xtuner_wulewule.{module}, xtuner.model, xtuner.engine"
-        for module in ("model.finetune", "model.fused.step", "engine.evaluate_chat_hook")
+        for module in ("model.finetune", "model.fused.step", "engine.evaluate_chat_hook", "engine.score_hook")
     ),
 ]
 TOOLS = ["train", "chat", "log_dataset", "model_converters.pth_to_hf", "model_converters.merge"]

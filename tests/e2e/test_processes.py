@@ -84,6 +84,16 @@ def test_two_processes_train_what_one_trains(arguments, updates, tmp_path):
     assert (deepspeed_steps(checkpoint) if arguments else adam_steps(checkpoint)) == (updates if arguments else {updates})
     assert [row["iter"] for row in read_scalars(two)] == list(range(1, iterations + 1))
 
+    # one process goes on with what two saved; ZeRO can't, and says so
+    options = ("train_cfg.max_epochs=3", *options[1:], "train_dataloader.batch_size=4")
+    resume = (*arguments, "--resume", str(checkpoint))
+    env = {"PYTHONPATH": str(tmp_path), "PYTHONHASHSEED": "0"}
+    output = train(config, tmp_path / "data", two, *options, arguments=resume, status=1 if arguments else 0, **env)
+    if arguments:
+        assert "error: --resume: 2 processes saved this DeepSpeed checkpoint" in output and "Traceback" not in output
+    else:
+        assert [row["iter"] for row in read_scalars(two)][iterations:] == list(range(iterations + 1, iterations + 8))
+
 
 def test_broken_data_ends_both_processes(data, tmp_path):
     broken = tmp_path / "data"
