@@ -27,9 +27,9 @@ def main(argv=None):
     )
     parser.add_argument("--version", action="version", version=f"xtuner-wulewule {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    from xtuner_wulewule.cli import chat, data, demo, doctor, eval, path, run
+    from xtuner_wulewule.cli import chat, data, demo, doctor, eval, path, report, run
 
-    for module in (run, eval, chat, data, doctor, demo, path):
+    for module in (run, eval, report, chat, data, doctor, demo, path):
         module.add_parser(commands)
     try:
         try:

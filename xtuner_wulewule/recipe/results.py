@@ -68,14 +68,21 @@ def read_scalars(work_dir):
     """
     rows = {}
     for file in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # a run that was killed while it wrote
-                continue
-            if "loss" in row and "iter" in row:
-                rows[row["iter"]] = row
+        rows.update({row["iter"]: row for row in read_rows(file) if "loss" in row and "iter" in row})
     return [rows[number] for number in sorted(rows)]
+
+
+def read_rows(file):
+    """Return the rows (list[dict]) of a file of JSON lines; a line that a killed run left half written is none."""
+    rows = []
+    for line in Path(file).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
 
 
 def first_and_last_loss(work_dir):

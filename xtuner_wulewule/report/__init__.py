@@ -1,0 +1,1 @@
+"""`wulewule report`: one self-contained page about a training."""

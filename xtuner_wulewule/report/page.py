@@ -1,0 +1,328 @@
+"""From what was collected to one page of HTML."""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+
+from xtuner_wulewule import __version__
+from xtuner_wulewule.report import charts
+from xtuner_wulewule.report.verdict import STAGE_NAMES, ends, judge, rate_share
+
+MARK = '<meta name="generator" content="xtuner-wulewule report">'
+# logged figures: key, name, unit, whether it is smoothed. Each text is a pair, English and Chinese.
+FIGURES = (
+    ("lr", ("Learning rate", "学习率"), ("", ""), False),
+    ("grad_norm", ("Gradient norm", "梯度范数"), ("before clipping", "裁剪前"), True),
+    ("tokens_per_sec", ("Speed", "速度"), ("tokens/s of one process", "每进程 token/秒"), True),
+    ("memory", ("GPU memory", "显存"), ("MB, peak", "MB，峰值"), False),
+)
+METRICS = {
+    "name": ("Says its name", "说出自己的名字"),
+    "author": ("Names its author", "说出作者"),
+    "leak": ("Claims to be another model", "自称其他模型"),
+    "bleed": ("Talks of itself unasked", "无关问题也提到身份"),
+    "token_f1": ("Knowledge: token F1", "知识：词元 F1"),
+    "rouge_l": ("Knowledge: ROUGE-L", "知识：ROUGE-L"),
+    "perplexity": ("Perplexity of general text", "通用文本困惑度"),
+    "perplexity_growth": ("Growth of the perplexity", "困惑度增幅"),
+    "checks": ("Simple tasks solved", "简单任务正确率"),
+    "checks_drop": ("Simple tasks lost", "简单任务丢失率"),
+}
+SUFFIXES = {
+    "_without_system": ("without the system prompt", "无系统提示词"),
+    "_zh": ("Chinese", "中文"),
+    "_en": ("English", "英文"),
+}
+PERSONA = ("name", "author", "leak", "bleed")
+PARTS = {
+    "identity": ("who it is", "身份"),
+    "knowledge": ("held-out knowledge", "留出的知识题"),
+    "neutral": ("neutral", "无关问题"),
+    "check": ("simple task", "简单任务"),
+}
+SHOWN = {"identity": 6, "knowledge": 3, "neutral": 2, "check": 2}  # examples of a scorecard
+SETTINGS = (
+    "pretrained_model_name_or_path", "data_files", "max_length", "batch_size", "accumulative_counts", "max_epochs", "lr", "betas",
+    "weight_decay", "max_norm", "held_out", "system_dropout", "save_steps", "SYSTEM",
+)  # fmt: skip
+
+
+def render(work):
+    """Return the page (str) about a `Work`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("xtuner_wulewule", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(size=f"{{:,}}".format, rate="{:.3g}".format, duration=duration)
+    here = Path(__file__).parent
+    script = (here / "page.js").read_text(encoding="utf-8")
+    return environment.get_template("page.html").render(
+        mark=MARK,
+        version=__version__,
+        style=(here / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        work=work,
+        name=work.folder.name,
+        verdict=judge(work),
+        seconds=work.report.get("seconds") or sum(training.log.seconds for training in work.trainings),
+        begin=work.trainings[0].log.begin,
+        stages=[_stage(training, number) for number, training in enumerate(work.trainings)],
+        persona=_persona(work),
+        metrics=_metrics(work),
+        examples=_examples(work),
+        kinds=(work.scorecard or {}).get("kinds", {}),
+        settings=_settings(work),
+        versions=_versions(work),
+        hashes=_hashes(work),
+        warnings=_warnings(work, "warnings"),
+        usual=_warnings(work, "usual"),
+        steps=[dict(step, facts=_facts(step)) for step in work.steps],
+    )
+
+
+def duration(seconds):
+    """Return a time (str) as people read it: "4 h 05 min", "3 min 20 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _stage(training, number):
+    updates, losses = training.series("loss")
+    curves, missing = [], []
+    for key, name, unit, smooth in FIGURES:
+        where, values = training.series(key)
+        if values:
+            svg = charts.curve(where, values, f"c{number}{key}", smooth, size=(3.5, 2.1))
+            curves.append(dict(name=name, unit=unit, svg=svg, last=values[-1]))
+        else:
+            missing.append(name)
+    first, last = ends(losses)
+    return dict(
+        name=STAGE_NAMES[training.stage],
+        training=training,
+        updates=training.log.budget["updates"] if training.log.budget else round(training.rows[-1]["iter"] / training.accumulation),
+        first=losses[0] if losses else None,
+        last=losses[-1] if losses else None,
+        fell=bool(losses) and (len(losses) < 2 or last < first),
+        loss=charts.curve(updates, losses, f"c{number}loss", smooth=True) if losses else "",
+        span=charts.smoothed(losses)[1],
+        interval=training.rows[1]["iter"] - training.rows[0]["iter"] if len(training.rows) > 1 else 1,
+        share=rate_share(training),
+        curves=curves,
+        missing=missing,
+        scores=_scores(training, number),
+        data=training.log.data,
+        config=training.config_file.read_text(encoding="utf-8", errors="replace") if training.config_file else "",
+    )
+
+
+def _scores(training, number):
+    """Return the curve of ScoreHook (str), empty where it asked less than twice."""
+    rows = [row for row in training.scores if all(isinstance(row.get(key), (int, float)) for key in ("eval/name", "eval/name_without_system"))]
+    if len(rows) < 2:
+        return ""
+    where = [row["step"] / training.accumulation for row in rows]
+    without = [row["eval/name_without_system"] for row in rows]
+    return charts.curve(where, [row["eval/name"] for row in rows], f"c{number}score", second=without, size=(3.5, 2.1), percent=True)
+
+
+def _persona(work):
+    """Return the hit rates (dict) that stand at the top, None where nothing was measured."""
+    if work.scorecard and "name" in work.scorecard["metrics"]:
+        with_system, without = (work.scorecard["metrics"].get(f"name{suffix}") for suffix in ("", "_without_system"))
+        before = (work.before or {}).get("metrics", {}).get("name")
+        return dict(
+            value=with_system["value"],
+            interval=with_system["interval"],
+            count=with_system["count"],
+            without=without and without["value"],
+            before=before and before["value"],
+        )
+    scores = [row for training in work.trainings for row in training.scores if isinstance(row["eval/name"], (int, float))]
+    if not scores:
+        return None
+    last, first = scores[-1], scores[0]
+    without = last.get("eval/name_without_system")
+    return dict(value=last["eval/name"], interval=None, count=8, without=without, before=first["eval/name"] if len(scores) > 1 else None)
+
+
+def _rules(work):
+    """Return the thresholds ({metric: Rule}) of the run, else of the tuning's config."""
+    from xtuner_wulewule.evaluation import gate
+
+    settings = work.report.get("settings")
+    given = (settings.get("gate") if isinstance(settings, dict) else None) or work.trainings[-1].config.get("gate")
+    return {rule.metric: rule for rule in gate.parse(given)} if given and isinstance(given, (str, list)) else {}
+
+
+def _metrics(work):
+    """Return the rows (list[dict]) of the scorecard."""
+    if not work.scorecard:
+        return []
+    from xtuner_wulewule.evaluation.scorecard import METRICS as KNOWN
+    from xtuner_wulewule.evaluation.scorecard import shown
+
+    rules, found = _rules(work), []
+    measured = work.scorecard["metrics"]
+    before = (work.before or {}).get("metrics", {})
+    for key, one in measured.items():
+        if key not in KNOWN:
+            continue
+        rule = rules.get(key)
+        was = before[key]["value"] if key in before else _before(key, measured)
+        found.append(
+            dict(
+                key=key,
+                name=_metric_name(key),
+                suite=KNOWN[key].suite,
+                value=shown(key, one["value"]),
+                before=shown(key, was) if was is not None else None,
+                low=shown(key, one["interval"][0]),
+                high=shown(key, one["interval"][1]),
+                count=one["count"],
+                rule=f"{'≥' if rule.sign == '>=' else '≤'} {shown(key, rule.limit)}" if rule else None,
+                passed=rule.passes(one["value"]) if rule else None,
+            )
+        )
+    return found
+
+
+def _before(key, measured):
+    """Return what the model before had (float), where the scorecard of the tuned one implies it; else None."""
+    stem, _, language = key.partition("_")
+    growth = measured.get("_".join(part for part in (stem, "growth", language) if part))
+    if stem == "perplexity" and language in ("", "zh", "en") and growth:
+        return measured[key]["value"] / (1 + growth["value"]) if growth["value"] > -1 else None
+    if key == "checks" and "checks_drop" in measured:
+        return measured[key]["value"] + measured["checks_drop"]["value"]
+    return None
+
+
+def _metric_name(key):
+    for suffix, words in SUFFIXES.items():
+        stem = key.removesuffix(suffix)
+        if stem != key and stem in METRICS:
+            return tuple(f"{name}{', ' if language == 0 else '，'}{words[language]}" for language, name in enumerate(METRICS[stem]))
+    if key in PERSONA:
+        return tuple(f"{name}{words}" for name, words in zip(METRICS[key], (", with the system prompt", "，有系统提示词"), strict=True))
+    return METRICS.get(key, (key, key))
+
+
+def _examples(work):
+    """Return answers side by side: groups (list[dict]) with `name` and `rows`."""
+    groups = []
+    last = work.trainings[-1]
+    final = {str(item["question"]): str(item["answer"]) for item in work.answers}
+    for training in work.trainings:
+        rows = training.examples()
+        if training is last:
+            rows = [dict(row, after=final.get(row["question"], row["after"])) for row in rows]
+            asked = {row["question"] for row in rows}
+            rows += [dict(question=question, before=None, after=answer) for question, answer in final.items() if question not in asked]
+        if rows:
+            groups.append(dict(name=STAGE_NAMES[training.stage], rows=[dict(row, chip=None, reference=None, note=None) for row in rows]))
+    if work.scorecard:
+        rows = _judged(work)
+        if rows:
+            groups.append(dict(name=("From the scorecard", "来自评分卡"), rows=rows))
+    return groups[::-1]
+
+
+def _judged(work):
+    before = {one["id"]: one["answer"] for one in (work.before or {}).get("answers", [])}
+    rows, counts = [], dict.fromkeys(SHOWN, 0)
+    for one in work.scorecard["answers"]:
+        part = str(one["id"]).partition("-")[0]
+        if counts.get(part, 99) >= SHOWN.get(part, 0):
+            continue
+        counts[part] += 1
+        without = part == "identity" and not one.get("system")
+        note = PARTS[part] if not without else tuple(f"{a}{b}" for a, b in zip(PARTS[part], (", without the system prompt", "，无系统提示词"), strict=True))
+        rows.append(
+            dict(
+                question=one["question"],
+                before=one.get("base", before.get(one["id"])),
+                after=one["answer"],
+                reference=one.get("reference"),
+                note=note,
+                chip=_chip(one),
+            )
+        )
+    return rows
+
+
+def _chip(one):
+    """Return how an answer was judged: whether it is good (bool), and the words (tuple[str, str])."""
+    if one.get("leak"):
+        return False, ("claims to be another", "自称其他模型")
+    if "hit" in one:
+        return (True, ("hit", "命中")) if one["hit"] else (False, ("miss", "未命中"))
+    if "right" in one:
+        return (True, ("right", "正确")) if one["right"] else (False, ("wrong", "错误"))
+    if "bleed" in one:
+        return (False, ("talks of itself", "提到身份")) if one["bleed"] else (True, ("stays neutral", "保持中立"))
+    return None
+
+
+def _settings(work):
+    """Return the settings: name and values (list[dict]) of the run and of each config."""
+    run = work.report.get("settings")
+    groups = []
+    if isinstance(run, dict):
+        groups.append(dict(name=("Run", "运行"), rows=[(key, _text(value)) for key, value in run.items() if value not in (None, [], {})]))
+    for training in work.trainings:
+        rows = [(key, _text(training.config[key])) for key in SETTINGS if key in training.config]
+        if rows:
+            groups.append(dict(name=STAGE_NAMES[training.stage], rows=rows))
+    return groups
+
+
+def _text(value):
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _versions(work):
+    versions = work.report.get("versions")
+    found = dict(versions) if isinstance(versions, dict) else {}
+    for key, value in work.trainings[-1].log.environment.items():
+        if key.lower() not in {name.lower() for name in found} and not (key == "PyTorch" and "torch" in found):
+            found[key] = value
+    return found
+
+
+def _hashes(work):
+    """Return what identifies data, configs and the model to start from (list of name and hash)."""
+    found = {}
+    for step in work.steps:
+        for key, value in (step.get("fingerprint") or {}).items():
+            if isinstance(value, dict):
+                found.update({name: text for name, text in value.items() if str(text).startswith(("sha256 ", "size "))})
+            elif str(value).startswith("sha256 "):
+                found[f"{key} ({step['name']})"] = value
+    for training in work.trainings:
+        if training.config_file:
+            digest = hashlib.sha256(training.config_file.read_bytes()).hexdigest()
+            found[str(training.config_file.relative_to(work.folder))] = f"sha256 {digest}"
+    return list(found.items())
+
+
+def _warnings(work, kind):
+    return [
+        dict(stage=STAGE_NAMES[training.stage], text=text, count=count)
+        for training in work.trainings
+        for text, count in getattr(training.log, kind).items()
+    ]
+
+
+def _facts(step):
+    result = step.get("result")
+    facts = result if isinstance(result, dict) else {}
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items() if not isinstance(value, dict)
+    )
