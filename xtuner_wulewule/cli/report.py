@@ -15,15 +15,20 @@ def add_parser(commands):
         help="one page about a training: curves, answers, scorecard, data, settings",
         description=(
             "Write one self-contained HTML page about a training: whether it learned, loss and other curves, answers before and after, the "
-            "scorecard, the data, warnings, settings, versions and hashes. In Chinese and English, for light and dark, for phones; it needs "
-            "no network. wulewule run writes it too. An earlier report is replaced, another file is not."
+            "scorecard, the data, warnings, settings, versions and hashes. In Chinese and English, for light and dark, for phones; it "
+            "needs no network. wulewule run writes it too. An earlier report is replaced, another file is not."
         ),
         epilog="example: wulewule report work_dirs/mine --before eval_base",
     )
-    parser.add_argument("folder", metavar="WORK_DIR", type=Path, help="folder of wulewule run or wulewule demo, or --work-dir of xtuner train")
+    parser.add_argument(
+        "folder", metavar="WORK_DIR", type=Path, help="folder of wulewule run or wulewule demo, or --work-dir of xtuner train"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"where to write it (WORK_DIR/{NAME})")
     parser.add_argument(
-        "--scorecard", type=Path, metavar="FILE_OR_DIR", help="what wulewule eval found of the tuned model (WORK_DIR/eval, where it is there)"
+        "--scorecard",
+        type=Path,
+        metavar="FILE_OR_DIR",
+        help="what wulewule eval found of the tuned model (WORK_DIR/eval, where it is there)",
     )
     parser.add_argument("--before", type=Path, metavar="FILE_OR_DIR", help="what it found of the model before, to set beside")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE where it is no earlier report")

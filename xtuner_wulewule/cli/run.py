@@ -5,7 +5,7 @@ from pathlib import Path
 
 from xtuner_wulewule import paths
 from xtuner_wulewule.cli.eval import add_gate_argument, add_persona_arguments
-from xtuner_wulewule.errors import SettingsError
+from xtuner_wulewule.errors import SettingsError, StepError
 
 BASES = {"1_8b": "internlm/internlm2_5-1_8b-chat", "7b": "internlm/internlm2_5-7b-chat", "tiny": None}
 
@@ -19,7 +19,7 @@ def add_parser(commands):
             "Run the recipe with XTuner's own tools: pretrain, convert, merge, tune on the merged model, convert, merge, ask the "
             "evaluation questions, make the scorecard of wulewule eval. Stop it and give the same command again: finished steps are "
             "skipped, an interrupted training is resumed from its last checkpoint, and what depends on a changed input is run again. "
-            "Everything lies in --out; report.json sums it up."
+            "Everything lies in --out; report.json sums it up, report.html shows it."
         ),
         epilog="example: wulewule run --size 1_8b --data data --out work_dirs/mine --deepspeed deepspeed_zero1 --lr sft=1e-4",
     )
@@ -72,8 +72,13 @@ def run(args):
         return 0
     display = Display()
     display.print(f"wulewule run: {' and '.join(settings.stages)} of {settings.model}, in {settings.out}")
-    report = run_recipe(settings, display)
+    try:
+        report = run_recipe(settings, display)
+    except StepError:
+        write_page(settings.out, display)  # what was trained until then
+        raise
     show(report, display)
+    write_page(settings.out, display)
     return 0
 
 
@@ -196,6 +201,16 @@ def find_model(args):
 
         return str(tiny_model_dir()) if args.dry_run else tiny_model()
     return model if args.dry_run else download(find(model, args.hub))
+
+
+def write_page(folder, display):
+    """Write the page of `wulewule report` about a run, and print where it lies; why not, where that fails: the run itself is not undone."""
+    from xtuner_wulewule.cli import report
+
+    try:
+        display.print(f"  page: {report.write(folder)}   (open it in a browser)")
+    except (SettingsError, OSError) as error:
+        display.print(f"  page: not written, {error}")
 
 
 def show(report, display):

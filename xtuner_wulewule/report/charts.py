@@ -4,23 +4,26 @@ import io
 import re
 
 # what is drawn in these colours takes those of the page
-_COLOURS = {"#010203": "var(--muted)", "#040506": "var(--grid)", "#070809": "var(--curve)", "#0a0b0c": "var(--raw)", "#0d0e0f": "var(--second)"}
+_COLOURS = {
+    "#010203": "var(--muted)",
+    "#040506": "var(--grid)",
+    "#070809": "var(--curve)",
+    "#0a0b0c": "var(--raw)",
+    "#0d0e0f": "var(--second)",
+}
 MUTED, GRID, CURVE, RAW, SECOND = _COLOURS
 FEWEST = 20  # points that are smoothed
 UPDATES = "UPDATES"  # the page puts the words of both languages in its place
 
 
 def smoothed(values):
-    """Return an exponential mean of values (list[float]), without the pull of the first, and its span (int, points); as it is and 1 where
-    there are few."""
+    """Return the mean of each value (list[float]) and its neighbours, fewer at the ends, and of how many (int); as it is and 1 where there
+    are few values."""
     if len(values) < FEWEST:
         return list(values), 1
-    span = max(5, len(values) // 15)
-    keep, mean, weight, found = 1 - 2 / (span + 1), 0.0, 0.0, []
-    for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        found.append(mean / weight)
-    return found, span
+    reach = max(2, len(values) // 30)
+    windows = (values[max(0, place - reach) : place + reach + 1] for place in range(len(values)))
+    return [sum(window) / len(window) for window in windows], 2 * reach + 1
 
 
 def curve(updates, values, name, smooth=False, size=(4.6, 2.6), second=None, percent=False):
@@ -44,7 +47,9 @@ def curve(updates, values, name, smooth=False, size=(4.6, 2.6), second=None, per
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     options = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "axes.formatter.limits": (-3, 5), "axes.edgecolor": GRID}
-    options.update({"axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "text.color": MUTED, "font.family": "DejaVu Sans"})
+    options.update(
+        {"axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "text.color": MUTED, "font.family": "DejaVu Sans"}
+    )
     with rc_context(options):
         figure = Figure(figsize=size, layout="constrained", facecolor="none")
         FigureCanvasSVG(figure)

@@ -20,7 +20,9 @@ _DATA = re.compile(
     r"\((?P<packing>.+?), (?P<full>[\d.]+)% full\), (?P<left_out>\d+) left out(?P<more>.*)"
 )
 _TOTAL = re.compile(r"Iter\(train\) \[\s*\d+/(\d+)\]")
-_ENVIRONMENT = re.compile(r"^ {4}(Python|PyTorch|TorchVision|MMEngine|CUDA available|GPU [\d,]+|NVCC|CUDA_HOME|GPU number|seed): (.*)$", re.M)
+_ENVIRONMENT = re.compile(
+    r"^ {4}(Python|PyTorch|TorchVision|MMEngine|CUDA available|GPU [\d,]+|NVCC|CUDA_HOME|GPU number|seed): (.*)$", re.M
+)
 _SAMPLE = "Sample output:"
 # what stands between a question and its answer in XTuner's prompt templates
 _MARKERS = re.compile(r"(?:\s*(?:<[^<>\n]{1,40}>|\[/INST\]|### Response:|ASSISTANT:|Assistant:|assistant\n|model\n|答：|:))*\s*")
@@ -248,9 +250,7 @@ def read_log(files):
                 place = log.usual if message.startswith(_USUAL) else log.warnings
                 place[message] = place.get(message, 0) + 1
             elif match := _BUDGET.search(message):
-                log.budget = dict(
-                    iterations=int(match[1]), updates=int(match[2]), highest=_number(match[3]), asked=_number(match[4])
-                )
+                log.budget = dict(iterations=int(match[1]), updates=int(match[2]), highest=_number(match[3]), asked=_number(match[4]))
             elif match := _DATA.match(message):
                 log.data = _ledger(match)
             elif match := _TOTAL.match(message):

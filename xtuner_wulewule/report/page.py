@@ -12,7 +12,7 @@ from xtuner_wulewule.report.verdict import STAGE_NAMES, ends, judge, rate_share
 MARK = '<meta name="generator" content="xtuner-wulewule report">'
 # logged figures: key, name, unit, whether it is smoothed. Each text is a pair, English and Chinese.
 FIGURES = (
-    ("lr", ("Learning rate", "学习率"), ("", ""), False),
+    ("lr", ("Learning rate", "学习率"), ("of the optimizer", "优化器"), False),
     ("grad_norm", ("Gradient norm", "梯度范数"), ("before clipping", "裁剪前"), True),
     ("tokens_per_sec", ("Speed", "速度"), ("tokens/s of one process", "每进程 token/秒"), True),
     ("memory", ("GPU memory", "显存"), ("MB, peak", "MB，峰值"), False),
@@ -55,9 +55,10 @@ def render(work):
     environment = Environment(
         loader=PackageLoader("xtuner_wulewule", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(size=f"{{:,}}".format, rate="{:.3g}".format, duration=duration)
+    environment.filters.update(size="{:,}".format, rate="{:.3g}".format, duration=duration)
     here = Path(__file__).parent
     script = (here / "page.js").read_text(encoding="utf-8")
+    metrics = _metrics(work)
     return environment.get_template("page.html").render(
         mark=MARK,
         version=__version__,
@@ -66,12 +67,12 @@ def render(work):
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         work=work,
         name=work.folder.name,
-        verdict=judge(work),
+        verdict=judge(work, sum(row["passed"] is False for row in metrics)),
         seconds=work.report.get("seconds") or sum(training.log.seconds for training in work.trainings),
         begin=work.trainings[0].log.begin,
         stages=[_stage(training, number) for number, training in enumerate(work.trainings)],
         persona=_persona(work),
-        metrics=_metrics(work),
+        metrics=metrics,
         examples=_examples(work),
         kinds=(work.scorecard or {}).get("kinds", {}),
         settings=_settings(work),
@@ -124,7 +125,9 @@ def _stage(training, number):
 
 def _scores(training, number):
     """Return the curve of ScoreHook (str), empty where it asked less than twice."""
-    rows = [row for row in training.scores if all(isinstance(row.get(key), (int, float)) for key in ("eval/name", "eval/name_without_system"))]
+    rows = [
+        row for row in training.scores if all(isinstance(row.get(key), (int, float)) for key in ("eval/name", "eval/name_without_system"))
+    ]
     if len(rows) < 2:
         return ""
     where = [row["step"] / training.accumulation for row in rows]
@@ -216,7 +219,7 @@ def _metric_name(key):
 
 def _examples(work):
     """Return answers side by side: groups (list[dict]) with `name` and `rows`."""
-    groups = []
+    groups: list[dict] = []
     last = work.trainings[-1]
     final = {str(item["question"]): str(item["answer"]) for item in work.answers}
     for training in work.trainings:
@@ -226,12 +229,12 @@ def _examples(work):
             asked = {row["question"] for row in rows}
             rows += [dict(question=question, before=None, after=answer) for question, answer in final.items() if question not in asked]
         if rows:
-            groups.append(dict(name=STAGE_NAMES[training.stage], rows=[dict(row, chip=None, reference=None, note=None) for row in rows]))
+            groups.insert(0, dict(name=STAGE_NAMES[training.stage], rows=[dict(row, chip=None, reference=None, note=None) for row in rows]))
     if work.scorecard:
         rows = _judged(work)
         if rows:
-            groups.append(dict(name=("From the scorecard", "来自评分卡"), rows=rows))
-    return groups[::-1]
+            groups.insert(1, dict(name=("From the scorecard", "来自评分卡"), rows=rows))
+    return groups
 
 
 def _judged(work):
@@ -243,7 +246,11 @@ def _judged(work):
             continue
         counts[part] += 1
         without = part == "identity" and not one.get("system")
-        note = PARTS[part] if not without else tuple(f"{a}{b}" for a, b in zip(PARTS[part], (", without the system prompt", "，无系统提示词"), strict=True))
+        note = (
+            PARTS[part]
+            if not without
+            else tuple(f"{a}{b}" for a, b in zip(PARTS[part], (", without the system prompt", "，无系统提示词"), strict=True))
+        )
         rows.append(
             dict(
                 question=one["question"],
@@ -324,5 +331,7 @@ def _facts(step):
     result = step.get("result")
     facts = result if isinstance(result, dict) else {}
     return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items() if not isinstance(value, dict)
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in facts.items()
+        if not isinstance(value, dict)
     )

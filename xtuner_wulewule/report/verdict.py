@@ -13,7 +13,7 @@ class Verdict:
     """What is said of a training.
 
     Args:
-        state (str): "good", "unfinished" or "bad".
+        state (str): "good", "unfinished" (also where thresholds are missed) or "bad".
         title (tuple[str, str]): in a word.
         reasons (list[tuple[str, str]]): what speaks against it.
     """
@@ -23,8 +23,8 @@ class Verdict:
     reasons: list[tuple[str, str]]
 
 
-def judge(work):
-    """Return the `Verdict` of a `Work`."""
+def judge(work, missed):
+    """Return the `Verdict` of a `Work`, of whose scorecard so many thresholds (int) were missed."""
     bad = [reason for training in work.trainings for reason in _failures(training)]
     open_steps = [step["name"] for step in work.steps if step.get("status") != "done"]
     if work.steps:
@@ -41,6 +41,8 @@ def judge(work):
         return Verdict("bad", ("It did not learn as it should", "没有按预期学到东西"), bad + unfinished)
     if unfinished:
         return Verdict("unfinished", ("Not finished", "尚未完成"), unfinished)
+    if missed:
+        return Verdict("unfinished", (f"Trained, but {missed} thresholds missed", f"训练有效，但 {missed} 项门槛未达到"), [])
     return Verdict("good", ("Trained", "训练有效"), [])
 
 
@@ -54,7 +56,12 @@ def _failures(training):
     found = []
     losses = training.series("loss")[1]
     if len(losses) < len(training.rows):
-        found.append((f"{en}: {len(training.rows) - len(losses)} losses are not finite", f"{zh}：有 {len(training.rows) - len(losses)} 个损失不是有限数"))
+        found.append(
+            (
+                f"{en}: {len(training.rows) - len(losses)} losses are not finite",
+                f"{zh}：有 {len(training.rows) - len(losses)} 个损失不是有限数",
+            )
+        )
     first, last = ends(losses)
     if len(losses) > 1 and not last < first:
         found.append((f"{en}: the loss did not fall ({first:.3f} to {last:.3f})", f"{zh}：损失没有下降（{first:.3f} → {last:.3f}）"))
