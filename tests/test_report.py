@@ -7,6 +7,7 @@ import pytest
 from work_dirs import ANSWERS, BUDGET, DATA, EVIL, run_dir, scalars, scorecard, work_dir
 
 from xtuner_wulewule.cli import main
+from xtuner_wulewule.cli.run import write_page
 from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.report import charts
 from xtuner_wulewule.report.collect import collect, read_config, read_training
@@ -42,9 +43,9 @@ def test_plain_work_folder(tmp_path):
 
 def test_run_with_both_stages_and_a_scorecard(tmp_path):
     html = page(run_dir(tmp_path / "run"))
-    assert title(html)[:2] == ("unfinished", "Trained, but 1 thresholds missed")
+    assert title(html)[:2] == ("unfinished", "Trained, but 1 of 2 thresholds missed")
     assert html.count("<svg") == 2 + 1 + 4  # losses; the rate; rate, norm, speed, memory
-    assert "GPU memory" in html and "1 / 2" in html and "leading 4/24" in html and f"sha256 {'d' * 64}" in html
+    assert "GPU memory" in html and "1 / 2" in html and "诱导提问</span> 4/24" in html and f"sha256 {'d' * 64}" in html
     assert "33.00" in html and "30.00" in html and "75.0%" in html  # perplexity and its base's, checks of the base
     assert "一万三千五百斤" in html and "claims to be another" in html and "3 min 03 s" in html
 
@@ -66,9 +67,30 @@ def test_run_that_failed_says_why(tmp_path):
     assert "step sft_train did not end" in html and "row 3 is wrong; mend it" in html and "No scorecard" in html
 
 
+def test_report_of_an_earlier_run_is_not_that_of_this_one(tmp_path):
+    folder = run_dir(tmp_path / "run")
+    file = folder / "state.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    state["steps"]["gate"] = dict(status="running", fingerprint={})  # of another run before
+    file.write_text(json.dumps(state), encoding="utf-8")
+    assert "thresholds" in title(page(folder))[1]
+    state["steps"]["sft_train"] = dict(status="running", fingerprint={})
+    file.write_text(json.dumps(state), encoding="utf-8")
+    assert title(page(folder))[1] == "Not finished" and "step sft_train did not end" in page(folder)
+
+
+@pytest.mark.parametrize(
+    ("record", "ended"), [("iter_40.pth", True), ("iter_39.pth", False), ("epoch_1.pth", True), ("epoch_0.pth", False), ("odd", False)]
+)
+def test_end_of_a_training(record, ended, tmp_path):
+    folder = work_dir(tmp_path / "work", scalars(39))
+    (folder / "last_checkpoint").write_text(f"/some/where/{record}", encoding="utf-8")
+    assert read_training(folder).ended == ended
+
+
 def test_nothing_of_the_data_becomes_markup(tmp_path):
     folder = run_dir(tmp_path / f"run{EVIL[:8]}")
-    config = folder / "sft" / "train" / "wulewule_sft_tiny.py"
+    config = folder / "sft" / "train" / "20260102_030405" / "vis_data" / "config.py"
     config.write_text(config.read_text(encoding="utf-8") + f"SYSTEM = {EVIL!r}\n", encoding="utf-8")
     html = page(folder)
     assert EVIL not in html and html.count("&lt;script&gt;") >= 3
@@ -91,13 +113,13 @@ def test_page_loads_nothing(tmp_path):
     ids=["loss", "rate", "nan"],
 )
 def test_training_that_did_not_work_is_said_first(change, words, tmp_path):
-    verdict = judge(collect(work_dir(tmp_path / "work", **change)), missed=0)
+    verdict = judge(collect(work_dir(tmp_path / "work", **change)))
     assert verdict.state == "bad" and words in verdict.reasons[0][0]
 
 
 def test_rate_is_judged_without_the_hook_too(tmp_path):
     rows = [dict(row, lr=1e-8) for row in scalars() if "loss" in row]
-    verdict = judge(collect(work_dir(tmp_path / "work", rows, budget=None)), missed=0)
+    verdict = judge(collect(work_dir(tmp_path / "work", rows, budget=None)))
     assert verdict.state == "bad" and "learning rate" in verdict.reasons[0][0]
 
 
@@ -110,10 +132,11 @@ def test_broken_lines_missing_log_and_config_are_borne(tmp_path):
     folder = work_dir(tmp_path / "work", log=False)
     file = folder / "20260102_030405" / "vis_data" / "scalars.json"
     file.write_bytes(b'\xff\n7\n[1]\n{"loss": "x", "iter": 3}\n' + file.read_bytes() + b'{"loss": 1.0, "it')
-    (folder / "wulewule_sft_tiny.py").write_text("lr = = 1\n", encoding="utf-8")
+    config = file.with_name("config.py")
+    config.write_text("lr = = 1\n", encoding="utf-8")
     html = page(folder)
     assert "no ledger of the data" in html and "the asked one is not known" in html
-    assert read_config(folder / "wulewule_sft_tiny.py") == {} and read_training(folder).series("loss")[1][0] == 8.0
+    assert read_config(config) == {} and read_training(folder).series("loss")[1][0] == 8.0
 
 
 def test_training_begun_anew_in_the_same_folder_counts_alone(tmp_path):
@@ -207,3 +230,22 @@ def test_errors_are_one_line(make, words, tmp_path, capsys):
 def test_scorecard_that_is_not_there(tmp_path):
     with pytest.raises(SettingsError, match="is not a file; give the scorecard.json of wulewule eval"):
         collect(work_dir(tmp_path / "work"), before=tmp_path / "none")
+
+
+class Told:
+    """A display that keeps what it is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def print(self, text):
+        self.lines.append(text)
+
+
+def test_run_writes_the_page_and_is_not_undone_by_it(tmp_path):
+    folder, told = run_dir(tmp_path / "run", finished=False), Told()
+    write_page(folder, told)
+    assert told.lines == [f"  page: {folder}/report.html   (open it in a browser)"]
+    (folder / "report.html").write_text("my own")
+    write_page(folder, told)
+    assert "not written" in told.lines[1] and (folder / "report.html").read_text() == "my own"

@@ -36,7 +36,7 @@ def work_dir(folder, rows=None, iterations=40, saved=True, data=DATA, budget=BUD
     vis_data.mkdir(parents=True)
     lines = [json.dumps(row) for row in (scalars() if rows is None else rows)]
     (vis_data / "scalars.json").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    (folder / "wulewule_sft_tiny.py").write_text(CONFIG, encoding="utf-8")
+    (vis_data / "config.py").write_text(CONFIG, encoding="utf-8")
     if log:
         records = [f"{HEAD}INFO - {text}\n" for text in (data, budget) if text]
         records += [sample(ANSWERS[0]), f"{HEAD}INFO - Iter(train) [10/{iterations}]  lr: 1e-03\n"]
@@ -70,6 +70,7 @@ def run_dir(folder, finished=True, gate=("name>=0.95", "name_without_system>=0.9
     work_dir(folder / "sft" / "train", scalars(grad_norm=1.5, tokens_per_sec=900.0, memory=1234))
     if finished:
         report = dict(versions={"xtuner": "0.2.0"}, settings=dict(gate=list(gate), seed=0), seconds=183.0)
+        report["steps"] = [dict(name=name, seconds=61.0) for name in names]
         (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
         (folder / "answers.json").write_text(json.dumps([dict(question="你是谁？", answer=ANSWERS[1])]), encoding="utf-8")
         (folder / "eval").mkdir()

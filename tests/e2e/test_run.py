@@ -65,7 +65,9 @@ def test_report_says_what_was_done(undisturbed, data):
             assert step["changed"] == 11 and step["largest_error"] <= 1 and step["kl_trained_merged"] < 0.01
     assert Path(found["model"], "model.safetensors").is_file()
     assert not list(out.glob("**/*.part"))
-    assert f"report: {out}/report.json" in result.stdout
+    assert f"report: {out}/report.json" in result.stdout and f"page: {out}/report.html" in result.stdout
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert '<h1 class="good">' in page and "你是谁？" in page and found["data"]["files"]["heishenghua_pretraining.jsonl"] in page
 
 
 def test_finished_run_does_nothing_again(undisturbed, data):

@@ -71,6 +71,16 @@ def test_tensorboard_reads_the_curves(plain):
     assert {"lr", "loss", "grad_norm", "time", "tokens_per_sec"} <= set(events.Tags()["scalars"])
 
 
+def test_report_reads_the_work_folder(plain, tmp_path):
+    work_dir, _ = plain
+    result = run([WULEWULE, "report", work_dir, "--out", tmp_path / "page.html"], tmp_path)
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert '<h1 class="good">' in page and page.count("<svg") == 5  # loss, rate, norm, speed, persona
+    assert "Only 8 optimizer updates" in page and "你是谁？" in page and "7</td>" in page
+    assert "Failed to search registry" in page.partition("What the libraries say in every training")[2]
+
+
 def losses(work_dir):
     return {row["iter"]: row["loss"] for row in read_scalars(work_dir)}
 

@@ -75,7 +75,8 @@ def run(args):
     try:
         report = run_recipe(settings, display)
     except StepError:
-        write_page(settings.out, display)  # what was trained until then
+        if any(settings.out.glob("*/train/*/vis_data/scalars.json")):
+            write_page(settings.out, display)  # what was trained until then, and why it ended
         raise
     show(report, display)
     write_page(settings.out, display)

@@ -171,16 +171,27 @@ def collect(folder, scorecard=None, before=None):
         )
     state = _read_json(folder / "state.json", dict).get("steps", {})
     steps = [dict(entry, name=name) for name, entry in state.items() if isinstance(entry, dict)] if isinstance(state, dict) else []
+    report = _read_json(folder / "report.json", dict)
+    steps, report = _of_last_run(steps, report)
     return Work(
         folder,
         trainings,
         steps,
-        _read_json(folder / "report.json", dict),
+        report,
         [item for item in _read_json(folder / "answers.json", list) if isinstance(item, dict) and {"question", "answer"} <= set(item)],
         read_scorecard(scorecard) if scorecard else _own_scorecard(folder),
         read_scorecard(before) if before else None,
         [problem for step in steps if step.get("status") != "done" for problem in _last_words(folder / "logs" / f"{step['name']}.log")],
     )
+
+
+def _of_last_run(steps, report):
+    """Return the steps (list[dict]) of the last run in a folder, and its report (dict): none where it is that of an earlier run."""
+    ended = {step["name"]: step.get("seconds") for step in steps if step.get("status") == "done"}
+    reported = {step.get("name"): step.get("seconds") for step in report.get("steps", []) if isinstance(step, dict)}
+    if not reported or any(ended.get(name) != seconds for name, seconds in reported.items()):
+        return steps, {}
+    return [step for step in steps if step["name"] in reported], report
 
 
 def _places(folder):
@@ -217,14 +228,29 @@ def read_training(folder, stage=""):
             elif "eval/name" in row and isinstance(row.get("step"), int):
                 scores[row["step"]] = row
     log = read_log([file for files in logs for file in files])
-    config_file = next(iter(sorted(folder.glob("*.py"), key=lambda path: path.stat().st_mtime, reverse=True)), None)
+    config_file = next((file for session in sessions[::-1] if (file := session / "vis_data" / "config.py").is_file()), None)
     config = read_config(config_file) if config_file else {}
-    record = folder / "last_checkpoint"
-    saved = re.search(r"iter_(\d+)(?:\.pth)?$", record.read_text(encoding="utf-8", errors="replace").strip()) if record.is_file() else None
-    ended = saved is not None and log.iterations is not None and int(saved[1]) >= log.iterations
+    ended = _ended(folder / "last_checkpoint", max(rows, default=0), log.iterations, _inside(config, "train_cfg", "max_epochs"))
     return Training(
         stage, folder, [rows[key] for key in sorted(rows)], [scores[key] for key in sorted(scores)], log, config_file, config, ended
     )
+
+
+def _ended(record, logged, iterations, epochs):
+    """Return whether a training came to its end (bool).
+
+    Args:
+        record (pathlib.Path): where mmengine notes the newest checkpoint.
+        logged (int): the last logged iteration.
+        iterations (int | None): its length.
+        epochs (int | None): the same in epochs.
+    """
+    if not record.is_file():
+        return False
+    saved = re.search(r"(iter|epoch)_(\d+)(?:\.pth)?$", record.read_text(encoding="utf-8", errors="replace").strip())
+    if saved and saved[1] == "epoch" and isinstance(epochs, int):
+        return int(saved[2]) >= epochs
+    return iterations is None or max(logged, int(saved[2]) if saved and saved[1] == "iter" else 0) >= iterations
 
 
 def read_log(files):

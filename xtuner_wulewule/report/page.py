@@ -41,6 +41,13 @@ PARTS = {
     "neutral": ("neutral", "无关问题"),
     "check": ("simple task", "简单任务"),
 }
+KINDS = {
+    "paraphrase": ("in other words", "换个说法"),
+    "third_person": ("in the third person", "第三人称"),
+    "leading": ("leading", "诱导提问"),
+    "other_language": ("in other languages", "其他语言"),
+    "held_out": ("held out of the data", "数据中留出"),
+}
 SHOWN = {"identity": 6, "knowledge": 3, "neutral": 2, "check": 2}  # examples of a scorecard
 SETTINGS = (
     "pretrained_model_name_or_path", "data_files", "max_length", "batch_size", "accumulative_counts", "max_epochs", "lr", "betas",
@@ -67,14 +74,14 @@ def render(work):
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         work=work,
         name=work.folder.name,
-        verdict=judge(work, sum(row["passed"] is False for row in metrics)),
+        verdict=judge(work, [row["passed"] for row in metrics if row["rule"]]),
         seconds=work.report.get("seconds") or sum(training.log.seconds for training in work.trainings),
         begin=work.trainings[0].log.begin,
         stages=[_stage(training, number) for number, training in enumerate(work.trainings)],
         persona=_persona(work),
         metrics=metrics,
         examples=_examples(work),
-        kinds=(work.scorecard or {}).get("kinds", {}),
+        kinds=_kinds(work),
         settings=_settings(work),
         versions=_versions(work),
         hashes=_hashes(work),
@@ -262,6 +269,17 @@ def _judged(work):
             )
         )
     return rows
+
+
+def _kinds(work):
+    """Return the kinds of identity questions (list): name, and counts (dict)."""
+    kinds = (work.scorecard or {}).get("kinds")
+    found = kinds.items() if isinstance(kinds, dict) else ()
+    return [
+        (KINDS.get(kind, (kind, kind)), counts)
+        for kind, counts in found
+        if isinstance(counts, dict) and {"hits", "questions"} <= set(counts)
+    ]
 
 
 def _chip(one):

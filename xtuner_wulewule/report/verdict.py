@@ -23,8 +23,8 @@ class Verdict:
     reasons: list[tuple[str, str]]
 
 
-def judge(work, missed):
-    """Return the `Verdict` of a `Work`, of whose scorecard so many thresholds (int) were missed."""
+def judge(work, passed=()):
+    """Return the `Verdict` of a `Work`, and of the thresholds of its scorecard: whether each was passed (list[bool])."""
     bad = [reason for training in work.trainings for reason in _failures(training)]
     open_steps = [step["name"] for step in work.steps if step.get("status") != "done"]
     if work.steps:
@@ -41,8 +41,10 @@ def judge(work, missed):
         return Verdict("bad", ("It did not learn as it should", "没有按预期学到东西"), bad + unfinished)
     if unfinished:
         return Verdict("unfinished", ("Not finished", "尚未完成"), unfinished)
+    missed, count = sum(not one for one in passed), len(passed)
     if missed:
-        return Verdict("unfinished", (f"Trained, but {missed} thresholds missed", f"训练有效，但 {missed} 项门槛未达到"), [])
+        title = (f"Trained, but {missed} of {count} thresholds missed", f"训练有效，但 {count} 项门槛中有 {missed} 项未达到")
+        return Verdict("unfinished", title, [])
     return Verdict("good", ("Trained", "训练有效"), [])
 
 
