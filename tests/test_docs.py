@@ -144,6 +144,17 @@ def test_an_option_of_xtuner_that_does_not_exist_is_found():
         check_xtuner("train wulewule_sft_1_8b --workdir x".split())
 
 
+@pytest.mark.parametrize(("english", "chinese"), [("README.md", "README_zh-CN.md"), ("docs/tutorial.md", "docs/zh/tutorial.md")])
+def test_both_languages_have_the_same_commands_sections_and_tables(english, chinese):
+    def outline(name):
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        shape = [re.match(r"#+|\||\*|$", line) for line in lines]
+        marks = [match[0] for match in shape if match and match[0]]
+        return marks, [(block.kind, block.commands) for block in SHELL if block.page == ROOT / name]
+
+    assert outline(english) == outline(chinese)
+
+
 def literals():
     """Return every text of the package (str), with … for what is filled in."""
     found = []
