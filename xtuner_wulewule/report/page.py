@@ -7,6 +7,7 @@ from pathlib import Path
 
 from xtuner_wulewule import __version__
 from xtuner_wulewule.report import charts
+from xtuner_wulewule.report.examples import examples
 from xtuner_wulewule.report.verdict import STAGE_NAMES, ends, judge, rate_share
 
 MARK = '<meta name="generator" content="xtuner-wulewule report">'
@@ -35,12 +36,6 @@ SUFFIXES = {
     "_en": ("English", "英文"),
 }
 PERSONA = ("name", "author", "leak", "bleed")
-PARTS = {
-    "identity": ("who it is", "身份"),
-    "knowledge": ("held-out knowledge", "留出的知识题"),
-    "neutral": ("neutral", "无关问题"),
-    "check": ("simple task", "简单任务"),
-}
 KINDS = {
     "paraphrase": ("in other words", "换个说法"),
     "third_person": ("in the third person", "第三人称"),
@@ -48,7 +43,6 @@ KINDS = {
     "other_language": ("in other languages", "其他语言"),
     "held_out": ("held out of the data", "数据中留出"),
 }
-SHOWN = {"identity": 6, "knowledge": 3, "neutral": 2, "check": 2}  # examples of a scorecard
 SETTINGS = (
     "pretrained_model_name_or_path", "data_files", "max_length", "batch_size", "accumulative_counts", "max_epochs", "lr", "betas",
     "weight_decay", "max_norm", "held_out", "system_dropout", "save_steps", "SYSTEM",
@@ -80,7 +74,7 @@ def render(work):
         stages=[_stage(training, number) for number, training in enumerate(work.trainings)],
         persona=_persona(work),
         metrics=metrics,
-        examples=_examples(work),
+        examples=examples(work),
         kinds=_kinds(work),
         settings=_settings(work),
         versions=_versions(work),
@@ -224,53 +218,6 @@ def _metric_name(key):
     return METRICS.get(key, (key, key))
 
 
-def _examples(work):
-    """Return answers side by side: groups (list[dict]) with `name` and `rows`."""
-    groups: list[dict] = []
-    last = work.trainings[-1]
-    final = {str(item["question"]): str(item["answer"]) for item in work.answers}
-    for training in work.trainings:
-        rows = training.examples()
-        if training is last:
-            rows = [dict(row, after=final.get(row["question"], row["after"])) for row in rows]
-            asked = {row["question"] for row in rows}
-            rows += [dict(question=question, before=None, after=answer) for question, answer in final.items() if question not in asked]
-        if rows:
-            groups.insert(0, dict(name=STAGE_NAMES[training.stage], rows=[dict(row, chip=None, reference=None, note=None) for row in rows]))
-    if work.scorecard:
-        rows = _judged(work)
-        if rows:
-            groups.insert(1, dict(name=("From the scorecard", "来自评分卡"), rows=rows))
-    return groups
-
-
-def _judged(work):
-    before = {one["id"]: one["answer"] for one in (work.before or {}).get("answers", [])}
-    rows, counts = [], dict.fromkeys(SHOWN, 0)
-    for one in work.scorecard["answers"]:
-        part = str(one["id"]).partition("-")[0]
-        if counts.get(part, 99) >= SHOWN.get(part, 0):
-            continue
-        counts[part] += 1
-        without = part == "identity" and not one.get("system")
-        note = (
-            PARTS[part]
-            if not without
-            else tuple(f"{a}{b}" for a, b in zip(PARTS[part], (", without the system prompt", "，无系统提示词"), strict=True))
-        )
-        rows.append(
-            dict(
-                question=one["question"],
-                before=one.get("base", before.get(one["id"])),
-                after=one["answer"],
-                reference=one.get("reference"),
-                note=note,
-                chip=_chip(one),
-            )
-        )
-    return rows
-
-
 def _kinds(work):
     """Return the kinds of identity questions (list): name, and counts (dict)."""
     kinds = (work.scorecard or {}).get("kinds")
@@ -280,19 +227,6 @@ def _kinds(work):
         for kind, counts in found
         if isinstance(counts, dict) and {"hits", "questions"} <= set(counts)
     ]
-
-
-def _chip(one):
-    """Return how an answer was judged: whether it is good (bool), and the words (tuple[str, str])."""
-    if one.get("leak"):
-        return False, ("claims to be another", "自称其他模型")
-    if "hit" in one:
-        return (True, ("hit", "命中")) if one["hit"] else (False, ("miss", "未命中"))
-    if "right" in one:
-        return (True, ("right", "正确")) if one["right"] else (False, ("wrong", "错误"))
-    if "bleed" in one:
-        return (False, ("talks of itself", "提到身份")) if one["bleed"] else (True, ("stays neutral", "保持中立"))
-    return None
 
 
 def _settings(work):
@@ -338,11 +272,14 @@ def _hashes(work):
 
 
 def _warnings(work, kind):
-    return [
-        dict(stage=STAGE_NAMES[training.stage], text=text, count=count)
-        for training in work.trainings
-        for text, count in getattr(training.log, kind).items()
-    ]
+    """Return warnings (list[dict]) with their number and the stages that gave them."""
+    found: dict[str, dict] = {}
+    for training in work.trainings:
+        for text, count in getattr(training.log, kind).items():
+            row = found.setdefault(text, dict(text=text, count=0, stages=[]))
+            row["count"] += count
+            row["stages"].append(STAGE_NAMES[training.stage])
+    return list(found.values())
 
 
 def _facts(step):
