@@ -249,3 +249,10 @@ def test_run_writes_the_page_and_is_not_undone_by_it(tmp_path):
     (folder / "report.html").write_text("my own")
     write_page(folder, told)
     assert "not written" in told.lines[1] and (folder / "report.html").read_text() == "my own"
+
+
+def test_folder_of_a_demo_has_both_stages(tmp_path):
+    for stage in ("pretrain", "sft"):
+        work_dir(tmp_path / "demo" / stage)
+    html = page(tmp_path / "demo")
+    assert title(html)[0] == "good" and "Pretraining" in html and "Instruction tuning" in html

@@ -2,6 +2,7 @@
 
 import io
 import re
+from itertools import accumulate
 
 # what is drawn in these colours takes those of the page
 _COLOURS = {
@@ -22,8 +23,9 @@ def smoothed(values):
     if len(values) < FEWEST:
         return list(values), 1
     reach = max(2, len(values) // 30)
-    windows = (values[max(0, place - reach) : place + reach + 1] for place in range(len(values)))
-    return [sum(window) / len(window) for window in windows], 2 * reach + 1
+    sums = [0.0, *accumulate(values)]
+    windows = [(max(0, place - reach), min(len(values), place + reach + 1)) for place in range(len(values))]
+    return [(sums[end] - sums[begin]) / (end - begin) for begin, end in windows], 2 * reach + 1
 
 
 def curve(updates, values, name, smooth=False, size=(4.6, 2.6), second=None, percent=False):
