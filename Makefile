@@ -32,7 +32,7 @@ lint: install
 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: install
-	$(BIN)/mkdocs build --strict --quiet --site-dir site
+	$(BIN)/mkdocs build --strict --site-dir site
 
 release-check: install
 	$(BIN)/cffconvert --validate -i CITATION.cff

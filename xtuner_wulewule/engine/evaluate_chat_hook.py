@@ -42,7 +42,7 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
         max_new_tokens (int): longest answer in tokens. Defaults to 64.
         max_share (float): share of the training time that evaluation may take; the answers before training are 12 tokens long, and none is
             cut under 8. Defaults to 0.08.
-        kwargs: as for `xtuner.engine.hooks.EvaluateChatHook`.
+        kwargs (dict): as for `xtuner.engine.hooks.EvaluateChatHook`.
     """
 
     def __init__(self, *args, max_new_tokens=64, max_share=0.08, stop_words=(), **kwargs):
