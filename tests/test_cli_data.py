@@ -188,12 +188,6 @@ def test_stats_says_what_the_time_rests_on(model, capsys):
     assert 60 * minutes + rest == round(iterations * data_stats.BATCH["pretraining"] * 2048 / speed)
 
 
-def test_stats_without_matplotlib(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert data("stats", DATA, "--png", tmp_path / "a.png") == 1
-    assert "pip install 'xtuner-wulewule[plot]'" in capsys.readouterr().err
-
-
 def test_stats_leaves_out_what_is_wrong(tmp_path, capsys):
     assert data("stats", write(tmp_path / "a.jsonl", GOOD, {"conversation": []})) == 0
     assert "left out: 1 rows" in capsys.readouterr().out

@@ -168,10 +168,6 @@ def histogram(tokens):
 
 def check_png(args):
     """Raise SettingsError where --png can't be drawn, before anything is counted."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise SettingsError("--png needs matplotlib, which is not installed: pip install 'xtuner-wulewule[plot]'")
     if not args.model:
         raise SettingsError("--png draws tokens, so it needs --model DIR for the tokenizer")
     if args.png.exists() and not args.overwrite:
