@@ -138,28 +138,19 @@ def read_gate(args, stages, options):
     from xtuner_wulewule.cli.eval import gate_rules
     from xtuner_wulewule.evaluation.gate import check_possible
     from xtuner_wulewule.evaluation.suites import SUITES
+    from xtuner_wulewule.report.collect import read_config
 
     if args.gate is None:
         return ()
     if args.no_eval or "sft" not in stages:
         raise SettingsError(f"--gate needs the scorecard of the tuned model: {'leave --no-eval out' if args.no_eval else '--stages sft'}")
-    config = {"gate": _setting("gate", paths.config_paths()[f"wulewule_sft_{args.size}"])}
+    config = read_config(Path(paths.config_paths()[f"wulewule_sft_{args.size}"]))
     for option in options["sft"]:
         if option.startswith("gate="):
             config["gate"] = option.removeprefix("gate=").strip("[]")
     rules = gate_rules(args.gate, config)
     check_possible(rules, SUITES, "the model that the run starts from")
     return tuple(map(str, rules))
-
-
-def _setting(name, config):
-    """Return the value of a setting in PART 1 of a config (str, a path), None where it has no such plain value."""
-    import ast
-
-    for node in ast.parse(Path(config).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
-            return ast.literal_eval(node.value)
-    return None
 
 
 def _check_key(key, config, item):

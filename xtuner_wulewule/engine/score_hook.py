@@ -4,9 +4,9 @@ from xtuner_wulewule import plugin
 from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
 from xtuner_wulewule.evaluation import metrics
 from xtuner_wulewule.evaluation.scorecard import judge
-from xtuner_wulewule.evaluation.suites import Data, Persona, persona_questions
+from xtuner_wulewule.evaluation.suites import ASKED_IN_TRAINING, Data, Persona, persona_questions
 
-QUESTIONS, TOKENS = 8, 32
+TOKENS = 32
 
 
 class ScoreHook(BatchedEvaluateChatHook):
@@ -37,7 +37,9 @@ class ScoreHook(BatchedEvaluateChatHook):
             template = get_object_from_string(template)
         asked = persona_questions(self.persona, template, Data([], frozenset()))
         asked = [question for question in asked if question.facts.get("asks") == "name"]
-        chosen = {question.text for question in asked[:: len(asked) // QUESTIONS][:QUESTIONS]}  # spread over kinds and languages
+        chosen = {
+            question.text for question in asked[:: len(asked) // ASKED_IN_TRAINING][:ASKED_IN_TRAINING]
+        }  # spread over kinds and languages
         return [question for question in asked if question.text in chosen]
 
     def affordable_tokens(self):

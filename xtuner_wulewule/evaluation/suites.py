@@ -14,6 +14,7 @@ from xtuner_wulewule.recipe.ask import fill
 
 SUITES = ("persona", "knowledge", "forgetting")
 SETS = Path(__file__).parent / "sets"
+ASKED_IN_TRAINING = 8  # questions of ScoreHook, each with and without the system prompt
 LIMITS = {"identity": 64, "neutral": 48, "knowledge": 256, "check": 48}  # tokens of an answer
 
 

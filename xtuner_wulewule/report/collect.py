@@ -214,7 +214,8 @@ def read_training(folder, stage=""):
         folder (pathlib.Path): the folder.
         stage (str): which stage it is. Defaults to none.
     """
-    sessions = [session for session in _sessions(folder) if read_rows(session / "vis_data" / "scalars.json")]
+    logged = {session: read_rows(session / "vis_data" / "scalars.json") for session in _sessions(folder)}
+    sessions = [session for session, found in logged.items() if found]
     logs = [sorted(session.glob("*.log")) for session in sessions]
     for number in range(len(sessions) - 1, 0, -1):  # what was trained before anew in the same folder is another training
         if logs[number] and not any("resumed epoch: " in file.read_text(encoding="utf-8", errors="replace") for file in logs[number]):
@@ -222,7 +223,7 @@ def read_training(folder, stage=""):
             break
     rows, scores = {}, {}
     for session in sessions:
-        for row in read_rows(session / "vis_data" / "scalars.json"):
+        for row in logged[session]:
             if isinstance(row.get("iter"), int) and "loss" in row:
                 rows[row["iter"]] = row
             elif "eval/name" in row and isinstance(row.get("step"), int):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from xtuner_wulewule import __version__
+from xtuner_wulewule.recipe.state import file_fingerprint
 from xtuner_wulewule.report import charts
 from xtuner_wulewule.report.examples import examples
 from xtuner_wulewule.report.verdict import STAGE_NAMES, ends, judge, rate_share
@@ -148,12 +149,20 @@ def _persona(work):
             without=without and without["value"],
             before=before and before["value"],
         )
+    from xtuner_wulewule.evaluation.suites import ASKED_IN_TRAINING
+
     scores = [row for training in work.trainings for row in training.scores if isinstance(row["eval/name"], (int, float))]
     if not scores:
         return None
     last, first = scores[-1], scores[0]
     without = last.get("eval/name_without_system")
-    return dict(value=last["eval/name"], interval=None, count=8, without=without, before=first["eval/name"] if len(scores) > 1 else None)
+    return dict(
+        value=last["eval/name"],
+        interval=None,
+        count=ASKED_IN_TRAINING,
+        without=without,
+        before=first["eval/name"] if len(scores) > 1 else None,
+    )
 
 
 def _rules(work):
@@ -266,8 +275,7 @@ def _hashes(work):
                 found[f"{key} ({step['name']})"] = value
     for training in work.trainings:
         if training.config_file:
-            digest = hashlib.sha256(training.config_file.read_bytes()).hexdigest()
-            found[str(training.config_file.relative_to(work.folder))] = f"sha256 {digest}"
+            found[str(training.config_file.relative_to(work.folder))] = file_fingerprint(training.config_file)
     return list(found.items())
 
 

@@ -63,8 +63,6 @@ class Linears:
         self.grad_a, *self.grad_b = self._shaped(parts)
 
     def _shaped(self, parts):
-        if not self.ranks:
-            return [next(parts)]
         return [next(parts).view(self.a.shape), *(next(parts).view(self.rank, len(b)) for b in self.b_parts)]
 
     def make_resident(self):

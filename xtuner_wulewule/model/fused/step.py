@@ -65,11 +65,13 @@ class FusedStep:
     def run(self, input_ids, labels, position_ids, document_ids):
         """Compute the gradients, which the decoder then holds; return the loss."""
         self.steps += 1
-        begun = bool(self.graphs) and self._begin()  # the card merges the adapters while the batch is prepared
+        ready = bool(self.graphs)
+        if ready:
+            self._begin()  # the card merges the adapters while the batch is prepared
         batch = Batch(input_ids, labels, position_ids, document_ids, self.parts.rotary, LENGTHS if self.recorded else 1, self.dtype)
         if self.steps == 1:
             self._plan(batch.tokens, _free_memory(self.device) if self.device.type == "cuda" else 2**50)
-        loss = self._replayed(batch) if begun else None
+        loss = self._replayed(batch) if ready else None
         while loss is None:
             try:
                 parts = list(batch.parts(self._rows(batch), self.recorded))
@@ -113,10 +115,9 @@ class FusedStep:
             torch.cuda.set_rng_state(random_state, self.device)
 
     def _begin(self):
-        """Let the decoder begin a step, by a recorded graph where that is possible: it is hundreds of small kernels. Return True."""
+        """Let the decoder begin a step, by a recorded graph where that is possible: it is hundreds of small kernels."""
         if not self.recorded:
-            self.decoder.begin_step()
-            return True
+            return self.decoder.begin_step()
         places = [parameter.data_ptr() for parameter in self.parameters]
         if self.beginning is None or self.places != places:  # an optimizer may have moved them
             self.decoder.begin_step()
@@ -124,7 +125,6 @@ class FusedStep:
             with torch.cuda.graph(self.beginning, pool=self.pool, capture_error_mode="thread_local"):
                 self.decoder.begin_step()
         self.beginning.replay()
-        return True
 
     def _plan(self, tokens, free):
         """Choose checkpointing, resident weights and the size of micro-batches.
