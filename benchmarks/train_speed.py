@@ -4,7 +4,8 @@
     python benchmarks/train_speed.py --trl-python /path/of/trl/python --unsloth-python /path/of/unsloth/python
     python benchmarks/train_speed.py --only published,ours --repeats 1 --memory-gib 12 --out lean.json
 
-Each run is a process of its own, and the ways take turns. All train QLoRA (nf4, double quantisation, rank 32 on every linear layer of
+Each run is a process of its own, and the ways take turns; with many cores one imports its packages while another is measured. All
+train QLoRA (nf4, double quantisation, rank 32 on every linear layer of
 the blocks; the published recipe also on its head, which XTuner chooses by itself) with AdamW, on random weights of one shape: InternLM2
 for the published recipe, Llama for TRL and Unsloth, both for ours. XTuner's two clip the gradient as the configs do, TRL as it does by
 default, Unsloth runs in a plain loop. An update is 16 rows, in micro-batches of so many rows as the name says (`-b8`). A row is one
@@ -17,7 +18,7 @@ code is kept for the repeats, but never beyond a run of this program. `peak_gib`
 The share of the card is counted as follows. A frozen weight of a linear layer, head included, takes two operations a token in the forward
 pass and two for the gradient of its input: 4 × weights; 2 × weights more where checkpointing computes the blocks and the head again. For
 InternLM2-1.8B: 6.8 and 10.2 GFLOP a token. LoRA (3 % more) and attention (9 %) are left out, so the true share is higher. The limit is the
-median rate of a large bf16 matrix product on random numbers, measured in each repeat.
+median rate of a large bf16 matrix product on random numbers, measured first and after each repeat.
 
 TRL and Unsloth need transformers 5, XTuner 4.48: give the Python of an environment that holds them. A way whose packages are missing is
 skipped with a line that says which; a way that fails is reported, the others go on, and the exit status is 1. Without a GPU only
@@ -29,6 +30,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -51,17 +53,33 @@ PACKAGES = {  # what a way imports
     "unsloth": ["unsloth", "unsloth_zoo", "trl", "transformers", "peft", "bitsandbytes"],
     "ours": ["xtuner_wulewule", "xtuner", "mmengine", "transformers", "peft", "bitsandbytes"],
 }
+IMPORTS = {  # what takes long to import, in this order
+    "published": ["xtuner.model", "transformers.trainer"],
+    "trl": ["trl.trainer.sft_trainer"],
+    "trl+liger": ["trl.trainer.sft_trainer", "liger_kernel.transformers"],
+    "unsloth": ["unsloth"],  # it wants to be the first
+    "ours": ["xtuner_wulewule.model.finetune", "xtuner_wulewule.dataset.build", "transformers.trainer"],
+}
+CORES = 8  # from so many on, a run imports its packages while the one before it is measured
 NEEDS_GPU = ("trl+liger", "unsloth")
 TARGETS = {
     "internlm2": ["wqkv", "wo", "w1", "w2", "w3"],
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
 VERSIONS = ("torch", "triton", "transformers", "peft", "bitsandbytes", "xtuner", "xtuner-wulewule", "trl", "liger-kernel", "unsloth")
+KINDS = {  # of kernels, by their names
+    "copies": "memcpy|memset|copy_",
+    "attention": "flash|fmha|sdpa|softmax_warp",
+    "dequantisation": "dequant",
+    "matrix products": "gemm|nvjet|cutlass|cublas|splitk",
+    "optimizer": "multi_tensor",
+}
 TIMEOUT = 900  # seconds of one run
 ROOT = Path(__file__).resolve().parent
 # way, shape, checkpointing, dropout, rows of a micro-batch
 WAYS = [
     ("published", "internlm2", "full", 0.1, 16),
+    ("published", "internlm2", "full", 0, 16),
     ("trl", "llama", "full", 0.1, 16),
     ("trl+liger", "llama", "full", 0.1, 16),
     ("trl+liger", "llama", "none", 0.1, 8),
@@ -303,7 +321,48 @@ def timed(job, update, collate):
         begin = now()
         loss = update(batches)
         seconds.append(now() - begin)
+    if job["profile"]:
+        Path(job["profile"]).write_text(json.dumps(profiled(lambda: update(batches))), encoding="utf-8")
     return seconds, float(loss)
+
+
+def profiled(work):
+    """Return where the card spends its time (dict): `wall_ms`, `busy_ms`, `kinds` and `kernels`, each with calls and ms, the longest first.
+
+    Args:
+        work (callable): what is done once, under torch.profiler.
+    """
+    from collections import Counter
+
+    import torch
+
+    begin = now()
+    with torch.profiler.profile() as profiler:
+        work()
+        now()
+    wall, calls, times, busy, end = (now() - begin) * 1000, Counter(), Counter(), 0.0, 0.0
+    spans = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    for event in sorted(spans, key=lambda event: event.time_range.start):
+        span = event.time_range
+        calls[event.name] += 1
+        times[event.name] += (span.end - span.start) / 1000
+        busy += max(0.0, span.end - max(span.start, end)) / 1000
+        end = max(end, span.end)
+    kinds = Counter()
+    for name, taken in times.items():
+        kinds[kind_of(name)] += round(taken, 3)
+    kernels = [dict(name=name, kind=kind_of(name), calls=calls[name], ms=round(taken, 3)) for name, taken in times.most_common()]
+    return dict(
+        wall_ms=round(wall, 1),
+        busy_ms=round(busy, 1),
+        kinds={kind: round(taken, 2) for kind, taken in kinds.most_common()},
+        kernels=kernels,
+    )
+
+
+def kind_of(kernel):
+    """Return what a kernel (its name, str) does, as far as its name says."""
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, kernel, re.IGNORECASE)), "element-wise and others")
 
 
 def read_rows(job):
@@ -324,8 +383,10 @@ def now():
 
 def measured(job):
     """Train and return what was measured (dict)."""
-    if job["way"] == "unsloth":
-        import unsloth  # noqa: F401  it wants to be the first
+    for package in IMPORTS[job["way"]]:
+        importlib.import_module(package)
+    if job["wait"]:
+        sys.stdin.readline()  # until the run before it has ended
     import torch
 
     gpu = torch.cuda.is_available()
@@ -498,11 +559,15 @@ class Runs:
 
     def run(self, name, job):
         """Run a job and return its answer (dict), which holds `error` and the end of the `log` where it failed."""
+        return self.finish(self.start(name, job))
+
+    def start(self, name, job, wait=False):
+        """Start a job, which begins with its imports and, if `wait`, goes on at `finish`; return it (tuple)."""
         self.count += 1
         home = self.folder / name
         home.mkdir(exist_ok=True)
         file, answer, log = (self.folder / f"{self.count}-{name}.{end}" for end in ("job", "answer", "log"))
-        file.write_text(json.dumps({**job, "answer": str(answer)}), encoding="utf-8")
+        file.write_text(json.dumps({**job, "answer": str(answer), "wait": wait}), encoding="utf-8")
         python = self.pythons.get(job.get("way"), sys.executable)
         env = {
             **os.environ,
@@ -515,18 +580,33 @@ class Runs:
         }
         if python != sys.executable:
             env.pop("PYTHONPATH", None)
+        command = [python, "-W", "ignore", __file__, "--child", str(file)]
         with open(log, "w", encoding="utf-8") as stream:
-            try:
-                command = [python, "-W", "ignore", __file__, "--child", str(file)]
-                status = subprocess.run(command, env=env, cwd=home, stdout=stream, stderr=subprocess.STDOUT, timeout=TIMEOUT).returncode
-            except subprocess.TimeoutExpired:
-                status = f"nothing after {TIMEOUT} s"
+            process = subprocess.Popen(command, env=env, cwd=home, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT)
+        return process, answer, log
+
+    def finish(self, started):
+        """Let a job go on; return what `run` returns."""
+        process, answer, log = started
+        try:
+            process.communicate(b"\n", timeout=TIMEOUT)
+            status = process.returncode
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            status = f"nothing after {TIMEOUT} s"
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         if answer.is_file():
             found = json.loads(answer.read_text(encoding="utf-8"))
         else:
             found = dict(error=f"the process ended with status {status}: {lines[-1] if lines else 'no output'}")
         return {**found, "log": lines[-40:]} if "error" in found else found
+
+    @staticmethod
+    def stop(started):
+        """End a job that waits."""
+        started[0].kill()
+        started[0].communicate()
 
     def missing(self, way):
         """Return the packages that a way lacks in its Python (list[str])."""
@@ -568,7 +648,7 @@ def summary(rows):
             ratios = {}
             for way in ("published", "trl", "trl+liger", "unsloth"):
                 same = [row for row in (rows if way == "published" else fitting) if row["way"] == way]
-                same = [row for row in same if row["dropout"] == dropout] if way == "unsloth" else same
+                same = [row for row in same if row["dropout"] == dropout] or ([] if way == "unsloth" else same)
                 if same:
                     best = max(same, key=lambda row: row["tok_s"])
                     ratios[way] = dict(name=best["name"], times=round(ours["tok_s"] / best["tok_s"], 3))
@@ -672,6 +752,9 @@ def parsed():
     parser.add_argument("--scratch", type=Path, default=default, metavar="DIR", help=f"for the models, 8 GB at 1_8b, kept ({default})")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the results go (benchmarks/results/train_speed_DEVICE.json)")
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    parser.add_argument(
+        "--profile", type=Path, metavar="DIR", help="write there, as NAME.json, the kernels of one more update of each way but TRL's"
+    )
     args = parser.parse_args()
     for option, file in (("--trl-python", args.trl_python), ("--unsloth-python", args.unsloth_python)):
         if shutil.which(file) is None:
@@ -696,6 +779,29 @@ def main():
         return benchmark(args, only, Runs(folder, {way: os.path.abspath(shutil.which(file)) for way, file in pythons.items()}))
 
 
+def in_turn(runs, todo, start):
+    """Yield (repeat, name, answer) of each run of `todo` (list of repeat and name) in turn; a name that failed once is left out.
+
+    On a machine of many cores a run imports its packages while the one before it is measured.
+    """
+    todo, failed, ahead = list(todo), set(), None
+    while todo:
+        repeat, name = todo.pop(0)
+        if name in failed:
+            continue
+        current = ahead or start(repeat, name)
+        ahead = start(*todo[0]) if todo and todo[0][1] not in {*failed, name} and (os.cpu_count() or 1) >= CORES else None
+        try:
+            answer = runs.finish(current)
+        except BaseException:
+            if ahead:
+                runs.stop(ahead)
+            raise
+        if "error" in answer:
+            failed.add(name)
+        yield repeat, name, answer
+
+
 def benchmark(args, only, runs):
     """Run everything and return the exit status (int)."""
     found = runs.run("card", dict(do="card"))
@@ -718,43 +824,45 @@ def benchmark(args, only, runs):
     rows_file = str(runs.folder / "rows.npz")
     data = str(args.data.resolve()) if args.data else None
     say("models and rows …")
+    if args.profile:
+        args.profile.mkdir(parents=True, exist_ok=True)
     prepared = runs.run("prepare", dict(do="prepare", models=models, size=size, steps=args.steps, data=data, rows=rows_file))
     if "error" in prepared:
         sys.exit(f"models and rows cannot be made: {prepared['error']}")
 
+    def start(repeat, name):
+        job = dict(do="train", model=models[picked[name]["shape"]], rows=rows_file, tokens=size["tokens"], steps=args.steps)
+        profile = str(args.profile.resolve() / f"{name}.json") if args.profile and not repeat else None
+        return runs.start(name, {**job, **picked[name], "memory_gib": args.memory_gib, "profile": profile}, wait=True)
+
     answers, failed, rates, known = {}, {}, [found["matmul_tflops"]], {}
-    for repeat in range(args.repeats):
-        if repeat and gpu:
+    for repeat, name, answer in in_turn(runs, [(repeat, name) for repeat in range(args.repeats) for name in picked], start):
+        if "error" in answer:
+            failed[name] = answer
+            say(f"{name:36} failed: {answer['error']}")
+        else:
+            known[picked[name]["way"]] = answer.pop("versions")
+            answers.setdefault(name, []).append(answer)
+            peak = "" if answer["peak_gib"] is None else f"{answer['peak_gib']:7.1f} GiB"
+            say(f"{name:36} {answer['tok_s']:9.0f} tokens/s {answer['s_per_step']:8.3f} s{peak}  first {answer['first_step_s']:.1f} s")
+        if gpu and name == list(picked)[-1]:
             rates += filter(None, [runs.run("card", dict(do="card")).get("matmul_tflops")])
-        for name, settings in picked.items():
-            if name in failed:
-                continue
-            job = dict(do="train", model=models[settings["shape"]], rows=rows_file, tokens=size["tokens"], steps=args.steps)
-            answer = runs.run(name, {**job, **settings, "memory_gib": args.memory_gib})
-            if "error" in answer:
-                failed[name] = answer
-                say(f"{name:36} failed: {answer['error']}")
-            else:
-                known[settings["way"]] = answer.pop("versions")
-                answers.setdefault(name, []).append(answer)
-                peak = "" if answer["peak_gib"] is None else f"{answer['peak_gib']:7.1f} GiB"
-                say(f"{name:36} {answer['tok_s']:9.0f} tokens/s {answer['s_per_step']:8.3f} s{peak}  first {answer['first_step_s']:.1f} s")
-            tflops = statistics.median(rates) if gpu else None
-            rows = [row_of(name, picked[name], answers[name], size, tflops) for name in picked if name in answers]
-            result = dict(
-                device=device,
-                device_gib=found["gib"],
-                versions=known,
-                matmul_tflops=tflops,
-                gflop_per_token={"none": flops_per_token(size, False) / 1e9, "checkpointing": flops_per_token(size, True) / 1e9},
-                settings=dict(
-                    size=size, rows=ROWS, rank=RANK, steps=args.steps, repeats=repeat + 1, memory_gib=args.memory_gib, data=bool(data)
-                ),
-                rows=rows,
-                summary=summary(rows),
-                failed=[dict(name=name, **answer) for name, answer in failed.items()],
-            )
-            write(result, target)  # after each run: what was measured is there, whatever ends the program
+        tflops = statistics.median(rates) if gpu else None
+        rows = [row_of(name, picked[name], answers[name], size, tflops) for name in picked if name in answers]
+        result = dict(
+            device=device,
+            device_gib=found["gib"],
+            versions=known,
+            matmul_tflops=tflops,
+            gflop_per_token={"none": flops_per_token(size, False) / 1e9, "checkpointing": flops_per_token(size, True) / 1e9},
+            settings=dict(
+                size=size, rows=ROWS, rank=RANK, steps=args.steps, repeats=repeat + 1, memory_gib=args.memory_gib, data=bool(data)
+            ),
+            rows=rows,
+            summary=summary(rows),
+            failed=[dict(name=name, **answer) for name, answer in failed.items()],
+        )
+        write(result, target)  # after each run: what was measured is there, whatever ends the program
     print(table(result))
     say(f"written: {target}")
     return 1 if failed else 0

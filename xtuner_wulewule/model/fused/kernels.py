@@ -170,9 +170,122 @@ def _swiglu_backward(
     tl.store(grads + place + 2 * RANK * WIDTH, of_b_up)
 
 
+@triton.jit
+def _head(number, QUERIES: tl.constexpr, GROUPS: tl.constexpr, GROUPED: tl.constexpr):
+    """Return what the head is that lies at a place among queries, keys and values (0, 1 or 2), and its number among its kind."""
+    if GROUPED:
+        each: tl.constexpr = QUERIES // GROUPS
+        group, place = number // (each + 2), number % (each + 2)
+        kind = tl.maximum(place - each + 1, 0)
+        head = tl.where(kind == 0, group * each + place, group)
+    else:
+        kind = (number >= QUERIES).to(tl.int32) + (number >= QUERIES + GROUPS).to(tl.int32)
+        head = number - tl.where(kind == 0, 0, tl.where(kind == 1, QUERIES, QUERIES + GROUPS))
+    return kind, head
+
+
+@triton.jit
+def _turn(
+    qkv,
+    stride,
+    q,
+    k,
+    v,
+    q_token,
+    q_head,
+    k_token,
+    k_head,
+    v_token,
+    v_head,
+    cos,
+    sin,
+    QUERIES: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUPED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BACK: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None]
+    channel = tl.arange(0, WIDTH // 2)[None, :]
+    angle = token * WIDTH + channel
+    cos_1, cos_2 = tl.load(cos + angle).to(tl.float32), tl.load(cos + angle + WIDTH // 2).to(tl.float32)
+    sin_1, sin_2 = tl.load(sin + angle).to(tl.float32), tl.load(sin + angle + WIDTH // 2).to(tl.float32)
+    for place in tl.static_range(HEADS):
+        number = tl.program_id(1) * HEADS + place
+        kind, head = _head(number, QUERIES, GROUPS, GROUPED)
+        whole = qkv + token * stride + number * WIDTH + channel
+        if kind == 0:
+            part = q + token * q_token + head * q_head + channel
+        elif kind == 1:
+            part = k + token * k_token + head * k_head + channel
+        else:
+            part = v + token * v_token + head * v_head + channel
+        source, target = (part, whole) if BACK else (whole, part)
+        first, second = tl.load(source), tl.load(source + WIDTH // 2)
+        if kind < 2:
+            one, two = first.to(tl.float32), second.to(tl.float32)
+            if BACK:
+                first, second = (one * cos_1 + two * sin_2).to(first.dtype), (two * cos_2 - one * sin_1).to(second.dtype)
+            else:
+                first, second = (one * cos_1 - two * sin_1).to(first.dtype), (two * cos_2 + one * sin_2).to(second.dtype)
+        tl.store(target, first)
+        tl.store(target + WIDTH // 2, second)
+
+
 def serves(width, rank):
     """Return whether tensors of so many channels, with LoRA of a rank, can be given to the kernels."""
     return width % CHANNELS == 0 and rank in RANKS
+
+
+def turns(width):
+    """Return whether heads of so many channels can be given to the rotary kernels."""
+    return width in (32, 64, 128, 256)
+
+
+def split_grouped(qkv, cos, sin, heads):
+    """As `math.split_grouped`."""
+    return _split(qkv, cos, sin, heads, True)
+
+
+def split_listed(qkv, cos, sin, heads):
+    """As `math.split_listed`."""
+    return _split(qkv, cos, sin, heads, False)
+
+
+def join_grouped(q, k, v, cos, sin, heads):
+    """As `math.join_grouped`."""
+    return _joined(q, k, v, cos, sin, heads, True)
+
+
+def join_listed(q, k, v, cos, sin, heads):
+    """As `math.join_listed`."""
+    return _joined(q, k, v, cos, sin, heads, False)
+
+
+def _split(qkv, cos, sin, heads, grouped):
+    queries, groups, width = heads
+    parts = [torch.empty(len(qkv), count, width, dtype=qkv.dtype, device=qkv.device) for count in (queries, groups, groups)]
+    _turn_all(qkv, parts, cos, sin, heads, grouped, False)
+    return parts
+
+
+def _joined(q, k, v, cos, sin, heads, grouped):
+    queries, groups, width = heads
+    qkv = torch.empty(len(q), (queries + 2 * groups) * width, dtype=q.dtype, device=q.device)
+    _turn_all(qkv, [x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v)], cos, sin, heads, grouped, True)
+    return qkv
+
+
+def _turn_all(qkv, parts, cos, sin, heads, grouped, back):
+    queries, groups, width = heads
+    count = queries + 2 * groups
+    block = 16 if len(qkv) % 16 == 0 else 1
+    each = next(size for size in (4, 3, 2, 1) if count % size == 0)
+    strides = [part.stride(number) for part in parts for number in (0, 1)]
+    shape = dict(QUERIES=queries, GROUPS=groups, GROUPED=grouped, WIDTH=width, BACK=back, TOKENS=block, HEADS=each)
+    _turn[(len(qkv) // block, count // each)](qkv, qkv.stride(0), *parts, *strides, cos, sin, **shape)
 
 
 def draw_masks(x, count, p):
