@@ -20,6 +20,12 @@ if OURS:
     os.environ["WULEWULE_TEST_EXTENSIONS"] = tempfile.mkdtemp(prefix="torch-extensions-")
 EXTENSIONS = Path(os.environ["WULEWULE_TEST_EXTENSIONS"])
 os.environ["TORCH_EXTENSIONS_DIR"] = str(EXTENSIONS)
+# as two workers take one file after the other: the shorter the last ones, the sooner both end
+LONGEST = [f"test_{name}.py" for name in ("demo", "train", "run", "processes", "install", "compat", "docs", "build_processes", "eval")]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def kept(config):

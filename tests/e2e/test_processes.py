@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from commands import python, xtuner
+from commands import python
 from training import adam_steps, budget, deepspeed_steps, told, train, write_lines
 from transformers import AutoTokenizer
 
+from xtuner_wulewule import paths
 from xtuner_wulewule.model import tiny
 from xtuner_wulewule.recipe.results import last_checkpoint, read_scalars
 
@@ -57,11 +59,9 @@ def test_two_processes_train_what_one_trains(arguments, updates, tmp_path):
     """The same global batch: every row in the same order, the same losses, and the hooks tell what the optimizer did."""
     max_length = rows_of_equal_length(tmp_path / "data")
     (tmp_path / "record.py").write_text(RECORD)
-    assert xtuner("copy-cfg", "wulewule_pretrain_tiny", tmp_path, folder=tmp_path).returncode == 0
-    config = tmp_path / "wulewule_pretrain_tiny_copy.py"
-    text = config.read_text(encoding="utf-8").replace(
-        "\nfrom xtuner_wulewule.dataset.build", "\nfrom record import RecordHook\nfrom xtuner_wulewule.dataset.build", 1
-    )
+    config = tmp_path / "recording.py"
+    text = Path(paths.config_paths()["wulewule_pretrain_tiny"]).read_text(encoding="utf-8")
+    text = text.replace("\nfrom xtuner_wulewule.dataset.build", "\nfrom record import RecordHook\nfrom xtuner_wulewule.dataset.build", 1)
     config.write_text(text.replace("custom_hooks = [\n", "custom_hooks = [\n    dict(type=RecordHook),\n"), encoding="utf-8")
     env = {"PYTHONPATH": str(tmp_path), "PYTHONHASHSEED": "0"}
     options = ("train_cfg.max_epochs=2", "optim_wrapper.accumulative_counts=4", f"train_dataloader.dataset.max_length={max_length}")
