@@ -5,7 +5,6 @@ import os
 
 import pytest
 import torch
-from commands import python
 
 from xtuner_wulewule import paths
 from xtuner_wulewule.errors import ModelError
@@ -61,33 +60,6 @@ def test_tiny_tokenizer_keeps_every_text_and_the_markers(cache):
     assert tokenizer.decode(ids[1:]) == text and ids[0] == tokenizer.bos_token_id
     assert {tokenizer.convert_tokens_to_ids(marker) for marker in ("<|im_start|>", "<|im_end|>")} <= set(ids)
     assert len(tokenizer) == tiny.VOCABULARY
-
-
-# the real build, once both processes have found that there is no model yet
-TOGETHER = """
-import multiprocessing
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast  # once for both
-from xtuner_wulewule.model import tiny
-
-def build_together(folder):
-    barrier.wait(60)
-    build(folder)
-
-context = multiprocessing.get_context("fork")
-build, tiny.build_tiny_model, barrier = tiny.build_tiny_model, build_together, context.Barrier(2)
-processes = [context.Process(target=lambda: print(tiny.tiny_model(), flush=True)) for _ in range(2)]
-for process in processes:
-    process.start()
-for process in processes:
-    process.join()
-"""
-
-
-def test_two_processes_make_it_at_once(cache, tmp_path):
-    made = python(TOGETHER, tmp_path, XDG_CACHE_HOME=str(tmp_path))
-    assert made.stdout.splitlines().count(str(tiny.tiny_model_dir())) == 2, made.stderr
-    assert os.listdir(cache) == [tiny.tiny_model_dir().name]
-    assert (tiny.tiny_model_dir() / "model.safetensors").is_file()
 
 
 def test_failed_build_leaves_nothing(cache, monkeypatch):

@@ -10,6 +10,7 @@ from commands import WULEWULE, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xtuner_wulewule import cli
 from xtuner_wulewule.dataset.loader import load_wulewule_dataset
 from xtuner_wulewule.dataset.map_fns import wulewule_pretrain_map_fn, wulewule_sft_map_fn
 from xtuner_wulewule.dataset.prepare.chunks import find_files, inspect, split
@@ -210,3 +211,14 @@ def test_what_cannot_be_converted_is_named_with_its_line(tmp_path):
     with pytest.raises(DataError, match="the row has tools"):
         convert_row({"messages": [user, assistant], "tools": [1]}, "openai", "wulewule")
     assert convert_row({"instruction": "译", "input": "x", "output": "y"}, "alpaca", "wulewule")["conversation"][0]["input"] == "译\nx"
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_rows_without_a_system_prompt_get_the_one_given(target, tmp_path):
+    rows = [{"instruction": "问", "output": "答", **system} for system in ({}, {"system": " "}, {"system": "自己的"})]
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    command = ["data", "convert", str(tmp_path / "a.json"), "--from", "alpaca", "--to", target, "--out"]
+    for name, more, wanted in (("with", ["--system", "给定的"], "给定的"), ("without", [], ""), ("blank", ["--system", " "], "")):
+        assert cli.main([*command, str(tmp_path / name), *more]) == 0
+        made = [json.loads(line) for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
+        assert [FORMATS[target][1](row)[0] for row in made] == [wanted, wanted, "自己的"]

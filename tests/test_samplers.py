@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 from mmengine.registry import DATA_SAMPLERS
 
@@ -60,40 +57,3 @@ def test_round_up_false(ranks):
 def test_empty_data_set(ranks):
     with pytest.raises(DataError, match="no rows after packing"):
         ranks(1, 0)
-
-
-SEQUENCE_PARALLEL = """
-import os
-import torch.distributed as dist
-from xtuner.parallel.sequence import init_sequence_parallel
-from xtuner_wulewule.dataset.samplers import NoShuffleSampler
-
-def tell(name):
-    everyone = [None] * 4
-    dist.all_gather_object(everyone, list(NoShuffleSampler(range(10))))
-    if dist.get_rank() == 0:
-        print(name, everyone, flush=True)
-
-dist.init_process_group("gloo")
-tell("NO GROUP")
-init_sequence_parallel(2)
-tell("TWO")
-dist.barrier()
-os._exit(0)  # tearing down overlapping gloo groups can wait for ever
-"""
-
-
-def test_four_processes(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SEQUENCE_PARALLEL)
-    run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4", str(script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    # XTuner's group was never made: every rank has rows of its own
-    assert f"NO GROUP {[[0, 4, 8], [1, 5, 9], [2, 6, 0], [3, 7, 1]]}" in run.stdout
-    # ranks 0 and 1 share the same rows
-    assert f"TWO {[[0, 2, 4, 6, 8], [0, 2, 4, 6, 8], [1, 3, 5, 7, 9], [1, 3, 5, 7, 9]]}" in run.stdout

@@ -196,8 +196,8 @@ def test_other_errors_keep_their_traceback():
 
 def test_start_of_python_takes_less_than_a_millisecond_more(bare):
     without, _ = BENCHMARK["bare_venv"](bare.folder / "without", startup=False)
+    ways = {"without": (without, {}), "with": (bare.python, {})}
     tries = []
-    while len(tries) < 3 and min(tries, default=1) >= 1:  # a busy machine gets three tries
-        times = BENCHMARK["start_times"]({"without": (without, {}), "with": (bare.python, {})}, 40)
-        tries.append(BENCHMARK["added"](times, "with", "without"))
-    assert min(tries) < 1, f"milliseconds added in three tries: {tries}"
+    while len(tries) < 3 and min(tries, default=1) >= 1:  # what others leave in the caches makes processor time longer too
+        tries.append(BENCHMARK["added"](BENCHMARK["start_times"](ways, 40, cpu=True), "with", "without"))
+    assert min(tries) < 1, f"milliseconds of processor time added in three tries: {tries}"

@@ -1,10 +1,11 @@
 """The checks of data files."""
 
 import json
+import sys
 
 import pytest
 from broken_files import GOOD, broken_files
-from commands import python
+from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import SETTINGS
@@ -203,16 +204,25 @@ def test_folder_is_searched(tmp_path):
         data_files([write(tmp_path / "c.jsonl", GOOD), (tmp_path / "empty").mkdir() or tmp_path / "empty"])
 
 
+LOADED = """
+import sys
+from xtuner_wulewule.dataset import loader, map_fns
+for checks in (False, True):
+    print(len(loader.load_wulewule_dataset("json", sys.argv[1], map_fns.wulewule_sft_map_fn, checks=checks)))
+    print("--", flush=True)
+    print("--", file=sys.stderr, flush=True)
+"""
+
+
 def test_loader_logs_the_warnings(tmp_path):
     file = write(tmp_path / "a.jsonl", *[row(turn(f"{number}", "我是ChatGPT。")) for number in range(30)])
-    code = "from xtuner_wulewule.dataset import loader, map_fns\n"
-    code += f"print(len(loader.load_wulewule_dataset('json', {file!r}, map_fns.wulewule_sft_map_fn, checks=CHECKS)))"
-    logged = python(code.replace("CHECKS", "True"), tmp_path)
-    assert logged.stdout.endswith("30\n") and logged.returncode == 0
-    logged = logged.stdout + logged.stderr
+    result = run([sys.executable, "-W", "ignore", "-c", LOADED, file], tmp_path)
+    assert result.returncode == 0, result.stderr
+    quiet, logged, _ = zip(result.stdout.split("--\n"), result.stderr.split("--\n"), strict=True)
+    assert quiet[0] == "30\n" and "warnings" not in quiet[1]
+    assert logged[0].endswith("30\n")
+    logged = "".join(logged)
     assert "the data has 30 warnings" in logged and f"30 x other_name, first {file}:1:conversation[0].output" in logged
-    quiet = python(code.replace("CHECKS", "False"), tmp_path)
-    assert quiet.stdout == "30\n" and "warnings" not in quiet.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
-"""Two processes on the CPU, through the real `xtuner` command."""
+"""Several processes on the CPU: in the real `xtuner` command, in torch's launcher, and making the tiny model at once."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from commands import xtuner
+from commands import python
 from training import adam_steps, budget, deepspeed_steps, told, train, write_lines
 from transformers import AutoTokenizer
 
-from xtuner_wulewule.model.tiny import tiny_model
+from xtuner_wulewule import paths
+from xtuner_wulewule.model import tiny
 from xtuner_wulewule.recipe.results import last_checkpoint, read_scalars
 
 RECORD = """
@@ -37,7 +42,7 @@ def recorded(work_dir, ranks):
 def rows_of_equal_length(folder):
     """Write 56 texts of as many tokens each, and return how many two have: ranks take the mean of their own tokens, so only where rows are
     equally long is the global mean that of the ranks."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model(), trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(tiny.tiny_model(), trust_remote_code=True)
     texts = [f"第{number}段，山高路远，慢慢走。" for number in range(400)]
     lengths = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     usual = max(set(lengths), key=lengths.count)
@@ -54,11 +59,9 @@ def test_two_processes_train_what_one_trains(arguments, updates, tmp_path):
     """The same global batch: every row in the same order, the same losses, and the hooks tell what the optimizer did."""
     max_length = rows_of_equal_length(tmp_path / "data")
     (tmp_path / "record.py").write_text(RECORD)
-    assert xtuner("copy-cfg", "wulewule_pretrain_tiny", tmp_path, folder=tmp_path).returncode == 0
-    config = tmp_path / "wulewule_pretrain_tiny_copy.py"
-    text = config.read_text(encoding="utf-8").replace(
-        "\nfrom xtuner_wulewule.dataset.build", "\nfrom record import RecordHook\nfrom xtuner_wulewule.dataset.build", 1
-    )
+    config = tmp_path / "recording.py"
+    text = Path(paths.config_paths()["wulewule_pretrain_tiny"]).read_text(encoding="utf-8")
+    text = text.replace("\nfrom xtuner_wulewule.dataset.build", "\nfrom record import RecordHook\nfrom xtuner_wulewule.dataset.build", 1)
     config.write_text(text.replace("custom_hooks = [\n", "custom_hooks = [\n    dict(type=RecordHook),\n"), encoding="utf-8")
     env = {"PYTHONPATH": str(tmp_path), "PYTHONHASHSEED": "0"}
     options = ("train_cfg.max_epochs=2", "optim_wrapper.accumulative_counts=4", f"train_dataloader.dataset.max_length={max_length}")
@@ -102,3 +105,69 @@ def test_broken_data_ends_both_processes(data, tmp_path):
     output = train("wulewule_pretrain_tiny", broken, tmp_path / "work", status=1, NPROC_PER_NODE="2")
     said = [line for line in output.splitlines() if "heishenghua_pretraining.jsonl:2: the text is empty" in line]
     assert len(said) == 2 and "Traceback" not in "".join(said)
+
+
+SEQUENCE_PARALLEL = """
+import os
+import torch.distributed as dist
+from xtuner.parallel.sequence import init_sequence_parallel
+from xtuner_wulewule.dataset.samplers import NoShuffleSampler
+
+def tell(name):
+    everyone = [None] * 4
+    dist.all_gather_object(everyone, list(NoShuffleSampler(range(10))))
+    if dist.get_rank() == 0:
+        print(name, everyone, flush=True)
+
+dist.init_process_group("gloo")
+tell("NO GROUP")
+init_sequence_parallel(2)
+tell("TWO")
+dist.barrier()
+os._exit(0)  # tearing down overlapping gloo groups can wait for ever
+"""
+
+
+def test_sampler_in_four_processes(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SEQUENCE_PARALLEL)
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    # XTuner's group was never made: every rank has rows of its own
+    assert f"NO GROUP {[[0, 4, 8], [1, 5, 9], [2, 6, 0], [3, 7, 1]]}" in run.stdout
+    # ranks 0 and 1 share the same rows
+    assert f"TWO {[[0, 2, 4, 6, 8], [0, 2, 4, 6, 8], [1, 3, 5, 7, 9], [1, 3, 5, 7, 9]]}" in run.stdout
+
+
+# the real build, once both processes have found that there is no model yet
+TOGETHER = """
+import multiprocessing
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast  # once for both
+from xtuner_wulewule.model import tiny
+
+def build_together(folder):
+    barrier.wait(60)
+    build(folder)
+
+context = multiprocessing.get_context("fork")
+build, tiny.build_tiny_model, barrier = tiny.build_tiny_model, build_together, context.Barrier(2)
+processes = [context.Process(target=lambda: print(tiny.tiny_model(), flush=True)) for _ in range(2)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+"""
+
+
+def test_two_processes_make_the_tiny_model_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = tmp_path / "xtuner-wulewule"
+    made = python(TOGETHER, tmp_path)
+    assert made.stdout.splitlines().count(str(tiny.tiny_model_dir())) == 2, made.stderr
+    assert os.listdir(cache) == [tiny.tiny_model_dir().name]
+    assert (tiny.tiny_model_dir() / "model.safetensors").is_file()

@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from commands import WULEWULE, XTUNER, last_line, run, xtuner
 from training import adam_steps, budget, conversation, deepspeed_steps, told, train
 
+from xtuner_wulewule import paths
 from xtuner_wulewule.recipe.results import first_and_last_loss, last_checkpoint, read_scalars
 
 # a run of 2 epochs (8 iterations) whose every iteration draws random numbers
@@ -158,23 +160,38 @@ def test_run_without_an_update_is_refused(data, tmp_path):
     assert last_line(output).startswith(wanted) and "Traceback" not in output
 
 
-def test_stuck_learning_rate_of_the_templates_is_told(data, tmp_path):
-    stuck = (
+@pytest.fixture(scope="module")
+def stuck(data, tmp_path_factory):
+    """The work folder and the output of a run of 4 iterations with the schedule of XTuner's templates, scored after every second one."""
+    schedule = (
         "[{'type':'mmengine.optim.LinearLR','start_factor':1e-5,'by_epoch':True,'begin':0,'end':0.3,'convert_to_iter_based':True},"
         "{'type':'mmengine.optim.CosineAnnealingLR','eta_min':0.0,'by_epoch':True,'begin':0.3,'end':1,'convert_to_iter_based':True}]"
     )
-    config = tmp_path / "stuck.py"
-    path = xtuner("copy-cfg", "wulewule_sft_tiny", tmp_path, folder=tmp_path)
-    assert path.returncode == 0
-    text = (tmp_path / "wulewule_sft_tiny_copy.py").read_text(encoding="utf-8")
-    config.write_text(
-        re.sub(r"param_scheduler = .*", f"param_scheduler = {stuck}", text).replace("max_epochs = 20", "max_epochs = 1"), encoding="utf-8"
-    )
-    output = train(config, data, tmp_path / "work", "default_hooks.logger.interval=1")
+    folder = tmp_path_factory.mktemp("stuck")
+    config = folder / "stuck.py"
+    text = Path(paths.config_paths()["wulewule_sft_tiny"]).read_text(encoding="utf-8")
+    text = re.sub(r"param_scheduler = .*", f"param_scheduler = {schedule}", text)
+    config.write_text(text.replace("max_epochs = 20", "max_epochs = 1"), encoding="utf-8")
+    options = ("default_hooks.logger.interval=1", "custom_hooks.6.every_n_iters=2")
+    return folder / "work", train(config, data, folder / "work", *options)
+
+
+def test_stuck_learning_rate_of_the_templates_is_told(stuck):
+    work_dir, output = stuck
     highest, asked = budget(output)[3:]
     assert f"The learning rate never rises above {highest:.3g}" in output and highest < 0.01 * asked
     # and it is true
-    assert max(row["lr"] for row in read_scalars(tmp_path / "work")) == pytest.approx(highest, rel=0.01)
+    assert max(row["lr"] for row in read_scalars(work_dir)) == pytest.approx(highest, rel=0.01)
+
+
+def test_persona_is_scored(stuck):
+    work_dir, output = stuck
+    lines = re.findall(r"Persona: eval/name (\d+)%, eval/name_without_system (\d+)%, eval/leak (\d+)%, eval/leak_without_system", output)
+    assert len(lines) == 3  # before, after two iterations, at the end
+    (file,) = work_dir.glob("*/vis_data/scalars.json")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    scored = [row for row in rows if "eval/name" in row]
+    assert len(scored) == 3 and scored[-1]["eval/name"] == int(lines[-1][0]) / 100
 
 
 def test_start_up_file_switched_off(data, tmp_path):

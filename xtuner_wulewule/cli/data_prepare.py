@@ -109,6 +109,7 @@ def _add_convert(subcommands):
     parser.add_argument("file", metavar="FILE", help="JSON Lines, or a JSON array")
     parser.add_argument("--from", required=True, choices=FORMATS, dest="source", help="its format; wulewule is the training guide's")
     parser.add_argument("--to", required=True, choices=FORMATS, dest="target", help="the format to make")
+    parser.add_argument("--system", default="", metavar="TEXT", help="system prompt of the rows that have none (they stay without)")
 
 
 def run_pretrain(args):
@@ -158,5 +159,5 @@ def run_convert(args):
     """Convert a data file; return exit status 0."""
     from xtuner_wulewule.dataset.prepare.formats import convert
 
-    print(f"{args.out}: {convert(args.file, args.source, args.target, args.out, args.overwrite)} rows")
+    print(f"{args.out}: {convert(args.file, args.source, args.target, args.out, args.overwrite, args.system)} rows")
     return 0

@@ -167,13 +167,14 @@ FORMATS = {
 }
 
 
-def convert_row(row, source, target):
+def convert_row(row, source, target, system=""):
     """Convert a row from one format to another.
 
     Args:
         row (dict): the row.
         source (str): a key of `FORMATS`.
         target (str): a key of `FORMATS`.
+        system (str): the system prompt of a row that has none; '' leaves it without.
 
     Returns:
         dict: the same conversation; a blank system prompt is none.
@@ -194,11 +195,11 @@ def convert_row(row, source, target):
     collisions = [key for key in further if key in target_keys]
     if collisions:
         raise DataError(f"the row has {', '.join(collisions)}, which means something else in the format {target}; rename it")
-    system, turns = read(row)
-    return {**further, **write(system if system.strip() else "", turns)}
+    own, turns = read(row)
+    return {**further, **write(next((text for text in (own, system) if text.strip()), ""), turns)}
 
 
-def convert(file, source, target, out, overwrite=False):
+def convert(file, source, target, out, overwrite=False, system=""):
     """Convert a data file.
 
     Args:
@@ -207,6 +208,7 @@ def convert(file, source, target, out, overwrite=False):
         target (str): the format to make.
         out (str | os.PathLike): the JSON Lines file to make.
         overwrite (bool): whether an existing file may be replaced.
+        system (str): the system prompt of rows that have none; '' leaves them without.
 
     Returns:
         int: rows converted.
@@ -220,7 +222,7 @@ def convert(file, source, target, out, overwrite=False):
         for where, row, problem in read_rows(file):
             try:
                 if problem is None:
-                    yield convert_row(row, source, target)
+                    yield convert_row(row, source, target, system)
                     continue
             except DataError as error:
                 problem = str(error)
@@ -228,7 +230,7 @@ def convert(file, source, target, out, overwrite=False):
         if problems:
             raise DataError(f"{first_of(problems)}; nothing was written, correct the data and start again")
 
-    with PartFile(out, {"made by": "data convert", "from": source, "to": target}, overwrite) as part:
+    with PartFile(out, {"made by": "data convert", "from": source, "to": target, "system": system}, overwrite) as part:
         rows = part.add("all", converted())
         if not rows:
             raise DataError(f"{file}: there are no rows in it; nothing was written")
