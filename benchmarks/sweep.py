@@ -654,6 +654,11 @@ def work(pipe, number, workers, arguments, log):
     for stream in (1, 2):
         os.dup2(handle, stream)
     try:
+        from xtuner_wulewule.compat import parent_death_signal
+
+        end_with_parent = parent_death_signal()
+        if end_with_parent is not None:
+            end_with_parent()
         import torch
 
         threads = max(1, len(os.sched_getaffinity(0)) // workers)
