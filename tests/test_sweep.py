@@ -128,6 +128,7 @@ def test_errors_are_one_line(args, said, tmp_path, monkeypatch):
     assert result.returncode == 1 and said in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_point_is_trained_and_asked(tmp_path, monkeypatch):
     from xtuner_wulewule.evaluation import suites
     from xtuner_wulewule.model.tiny import tiny_model
