@@ -86,16 +86,16 @@ def evaluate(settings):
         SettingsError: the folder holds another evaluation, or one is at work in it.
     """
     data = suites.read_data(settings.files, settings.held_out)
-    questions = _questions(settings, data)
+    questions = questions_of(settings, data)
     settings.out.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(settings.out)
     try:
         answers = Answers(settings.out / "answers.jsonl", settings.fingerprint(), settings.overwrite)
         try:
             checks = [question for question in questions if question.part == "check"]
-            _ask(MODEL, settings, settings.model, settings.adapter, questions, answers)
+            ask_all(MODEL, lambda: _load(settings.model, settings.adapter), settings, questions, answers)
             if settings.base and "forgetting" in settings.suites:
-                _ask(BASE, settings, settings.base, None, checks, answers)
+                ask_all(BASE, lambda: _load(settings.base, None), settings, checks, answers)
         finally:
             answers.close()
         found = scorecard(settings, questions, answers.known)
@@ -105,7 +105,8 @@ def evaluate(settings):
     return found
 
 
-def _questions(settings, data):
+def questions_of(settings, data):
+    """Return all questions (list[suites.Question]) of the suites in `settings` (Settings), given the training data (suites.Data)."""
     found = []
     if "persona" in settings.suites:
         found += suites.persona_questions(settings.persona, settings.template, data)
@@ -116,9 +117,17 @@ def _questions(settings, data):
     return found
 
 
-def _ask(of, settings, folder, adapter, questions, answers):
+def ask_all(of, load, settings, questions, answers):
     """Ask one model what is missing. The batches are always the same, since what stands beside a question can change the last digit of its
-    numbers: one of which an answer is missing is asked whole."""
+    numbers: one of which an answer is missing is asked whole.
+
+    Args:
+        of (str): `MODEL` or `BASE`.
+        load (callable): returns the model and its tokenizer; called only where something is missing.
+        settings (Settings): of the evaluation.
+        questions (list[suites.Question]): what is asked. The general texts are read besides, where forgetting is measured.
+        answers (Answers): has the earlier answers, and gets the new ones.
+    """
     batches = []
     for part in suites.LIMITS:
         some = [question for question in questions if question.part == part]
@@ -129,7 +138,7 @@ def _ask(of, settings, folder, adapter, questions, answers):
     text_batches = [batch for batch in text_batches if any((of, row["id"]) not in answers.known for row in batch)]
     if not batches and not text_batches:
         return
-    model, tokenizer = _load(folder, adapter)
+    model, tokenizer = load()
     with progress(sum(map(len, batches + text_batches)), f"asking the {of}", "questions") as advance:
         for batch in text_batches:
             for row, (loss, count) in zip(batch, text_losses(model, tokenizer, [row["text"] for row in batch]), strict=True):

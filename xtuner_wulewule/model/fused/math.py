@@ -4,6 +4,7 @@ Shapes: T tokens, H heads, D channels a head, V entries of the vocabulary. Every
 matrix products.
 """
 
+import functools
 import importlib.metadata
 
 import torch
@@ -186,7 +187,7 @@ class Kernels:
         if compiled:
             _allow_shapes()
         for name in self.NAMES.split():
-            setattr(self, name, torch.compile(globals()[name], dynamic=False, options=OPTIONS) if compiled else globals()[name])
+            setattr(self, name, _compiled(name) if compiled else globals()[name])
 
     def take_triton(self, widths, rank, head):
         """Take the kernels of Triton where they serve tensors of all these widths, LoRA of this rank, and heads of so many channels."""
@@ -200,6 +201,12 @@ class Kernels:
         if all(kernels.serves(width, rank) for width in widths):
             for name in ("draw_masks", "drop", "add_dropped_product", "swiglu_project", "swiglu_backward"):
                 setattr(self, name, getattr(kernels, name))
+
+
+@functools.cache
+def _compiled(name):
+    """Compile a function of this module once a process: a second model in it takes the same kernels."""
+    return torch.compile(globals()[name], dynamic=False, options=OPTIONS)
 
 
 def _allow_shapes():
