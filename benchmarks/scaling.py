@@ -183,7 +183,18 @@ def with_efficiency(rows):
 
 def table(rows):
     """Return the results as Markdown (str)."""
-    head = ["size", "parallel", "scaling", "GPUs", "rows a GPU", "accumulated", "s an update", "tokens/s", "efficiency", "peak GiB a GPU"]
+    head = [
+        "size",
+        "parallel",
+        "scaling",
+        "GPUs",
+        "rows at a time",
+        "accumulated",
+        "s an update",
+        "tokens/s",
+        "efficiency",
+        "peak GiB a GPU",
+    ]
     head += ["communication", "exposed"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
