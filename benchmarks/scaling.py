@@ -29,7 +29,9 @@ import importlib.util
 import json
 import os
 import random
+import re
 import signal
+import socket
 import statistics
 import string
 import subprocess
@@ -126,6 +128,13 @@ def command(settings, tokens, steps, config, work_dir, cache):
         *([] if settings["parallel"] == "ddp" else ["--deepspeed", deepspeed]),
         *("--cfg-options", *(f"{name}={value}" for name, value in options.items())),
     ]
+
+
+def free_port():
+    """Return a port (int) that nobody listens on; XTuner draws one without looking."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 def run_for(seconds, arguments, env, log):
@@ -354,6 +363,7 @@ def benchmark(args, only, folder):
         env = {
             **os.environ,
             "NPROC_PER_NODE": str(settings["gpus"]),
+            "PORT": str(free_port()),
             "WULEWULE_MODEL": str(models[settings["size"]]),
             "WULEWULE_DATA_DIR": str(data[settings["size"]]),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
@@ -373,8 +383,8 @@ def benchmark(args, only, folder):
             say(f"{name:24} {row['tok_s']:9,} tokens/s {row['s_per_update']:8.3f} s{peak}  {row['communication']:.0%} communication")
         except (ValueError, OSError) as error:
             lines = [line for line in (home / "log").read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-            failed.append(dict(name=name, **settings, error=str(error), log=lines[-40:]))
-            told = [line for line in lines if "rror" in line]
+            failed.append(dict(name=name, **settings, error=str(error), log=lines[-100:]))
+            told = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.-]+(Error|: error)\b.*:", line)]
             say(f"{name:24} failed: {error}: {(told or lines or ['no output'])[-1].strip()}")
         result = dict(
             device=device,

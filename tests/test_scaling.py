@@ -58,7 +58,7 @@ def test_one_and_two_processes_on_a_cpu(tmp_path):
     out = tmp_path / "out" / "two.json"
     options = ("--size", "tiny", "--gpus", "1,2", "--steps", 1, "--scratch", tmp_path / "scratch", "--out", out)
     result = run(*options, "--only", "tiny-ddp-g1,tiny-ddp-strong-g2,tiny-zero1-weak")
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stderr + str([failed["log"] for failed in json.loads(out.read_text())["failed"]])
     one, two, weak = json.loads(out.read_text())["rows"]
     assert (one["name"], two["name"], weak["name"]) == ("tiny-ddp-g1", "tiny-ddp-strong-g2", "tiny-zero1-weak-g2")
     for row in (one, two, weak):
