@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import python
-from training import adam_steps, budget, deepspeed_steps, told, train, write_lines
+from commands import python, xtuner
+from training import adam_steps, budget, conversation, deepspeed_steps, told, train, write_lines
 from transformers import AutoTokenizer
 
 from xtuner_wulewule import paths
@@ -96,6 +96,36 @@ def test_two_processes_train_what_one_trains(arguments, updates, tmp_path):
         assert "error: --resume: 2 processes saved this DeepSpeed checkpoint" in output and "Traceback" not in output
     else:
         assert [row["iter"] for row in read_scalars(two)][iterations:] == list(range(iterations + 1, iterations + 8))
+
+
+@pytest.mark.slow
+def test_tuning_on_one_two_and_four_processes(tmp_path):
+    """Rows of unequal lengths, one a process and iteration: four accumulated by one process, two by two, none by four."""
+    (tmp_path / "data").mkdir()
+    rows = [conversation((f"第{number}问？", "山高路远，" * (1 + number % 5))) for number in range(16)]
+    write_lines(tmp_path / "data" / "self_cognition_100.jsonl", rows[:8])
+    write_lines(tmp_path / "data" / "huixiangdou_conversations.jsonl", rows[8:])
+    (tmp_path / "record.py").write_text(RECORD)
+    assert xtuner("copy-cfg", "wulewule_sft_tiny", tmp_path, folder=tmp_path).returncode == 0
+    config = tmp_path / "wulewule_sft_tiny_copy.py"
+    added = "\nfrom record import RecordHook\ncustom_hooks = [one for one in custom_hooks if 'every_n_iters' not in one]\n"
+    config.write_text(config.read_text(encoding="utf-8") + added + "custom_hooks.append(dict(type=RecordHook))\n", encoding="utf-8")
+    updates, orders = {}, {}
+    for processes in (1, 2, 4):
+        counts, work_dir = 4 // processes, tmp_path / str(processes)
+        options = ("train_cfg.max_epochs=3", "train_dataloader.batch_size=1", f"optim_wrapper.accumulative_counts={counts}")
+        env = dict(PYTHONPATH=str(tmp_path), PYTHONHASHSEED="0", NPROC_PER_NODE=str(processes))
+        output = train(config, tmp_path / "data", work_dir, *options, **env)
+        assert budget(output)[:3] == (16, 48 // processes, 12)
+        assert told(output) == ([(4, 12, 48)] if processes == 1 else [])
+        steps = recorded(work_dir, processes)
+        orders[processes] = [row for order, _ in steps for row in order]
+        updates[processes] = [sum(loss for _, loss in steps[first : first + counts]) / counts for first in range(0, len(steps), counts)]
+        assert adam_steps(last_checkpoint(work_dir)) == {12}
+    assert len(orders[1]) == 48 and orders[1] == orders[2] == orders[4]
+    # dropout is 0 in this config; fp32 sums of gradients in another order are all that differs
+    assert updates[2] == pytest.approx(updates[1], rel=1e-5) and updates[4] == pytest.approx(updates[1], rel=1e-5)
+    assert updates[1][-1] < updates[1][0]
 
 
 def test_broken_data_ends_both_processes(data, tmp_path):

@@ -77,7 +77,7 @@ def build_wulewule_dataset(
     root = paths.cache_dir() / "datasets" if cache_dir is None else paths.expand(cache_dir)
     settings = settings_of(tokenizer)
     folder = root / stores.content_key(files, *_identity(tokenizer, settings, map_fn, template, split))
-    on_one_rank(lambda: _make_store(folder, files, tokenizer, settings, map_fn, template, split))
+    on_one_rank(lambda: _make_store(folder, files, tokenizer, settings, map_fn, template, split), folder.name)
     os.utime(folder)  # used now
     dataset = PackedDataset(stores.TokenStore(folder), max_length, packing, seed if shuffle else None)
     _log(dataset.describe())
@@ -179,14 +179,16 @@ def wulewule_collate_fn(instances, pad_index=0):
     return dict(data=data, data_samples=None)
 
 
-def on_one_rank(make):
+def on_one_rank(make, key):
     """Call a function on one process of each machine while the others wait; an error of one ends all.
 
     Args:
         make (callable): called without arguments.
+        key (str): identifies what is made. It must be the same on every rank: with other rows a rank would make another number of steps,
+            and the rest wait for it for ever.
 
     Raises:
-        DataError: what `make` raised, on every rank; or a rank ended without a word.
+        DataError: what `make` raised, on every rank; or a rank has another key, or ended without a word.
     """
     from torch import distributed
 
@@ -202,12 +204,18 @@ def on_one_rank(make):
             make()
         except (DataError, OSError) as error:
             problem = str(error)
-    problems = [None] * distributed.get_world_size()
+    answers = [None] * distributed.get_world_size()
     with _another_may_end(timeout):
-        distributed.all_gather_object(problems, problem, group=group)
-    found = [text for text in problems if text]
+        distributed.all_gather_object(answers, (problem, key), group=group)
+    found = [text for text, _ in answers if text]
     if found:
         raise DataError(found[0])
+    others = [rank for rank, (_, other) in enumerate(answers) if other != answers[0][1]]
+    if others:
+        raise DataError(
+            f"process {others[0]} has other data files, or another tokenizer, than process 0; "
+            "train_dataset.data_files and the model must be the same on all machines"
+        )
 
 
 @contextmanager

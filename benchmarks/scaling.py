@@ -1,0 +1,410 @@
+"""Scaling over the GPUs of one host: the tuning configs through the real `xtuner train`, plain DDP and DeepSpeed zero1, zero2, zero3.
+
+    python benchmarks/scaling.py --list
+    python benchmarks/scaling.py
+    python benchmarks/scaling.py --size 1_8b --gpus 1,2 --only 1_8b-ddp,1_8b-zero1 --out two.json
+    python benchmarks/scaling.py --size tiny --gpus 1,2,4 --out tiny.json    # on a CPU, to see that it works
+
+Weak scaling gives every GPU 16 rows of 2048 tokens an update; strong scaling divides 16 rows among all. Each run is the command of a user,
+`NPROC_PER_NODE=N xtuner train CONFIG --deepspeed deepspeed_zeroX --cfg-options …`, in processes of its own with a time limit. CONFIG is a
+copy of `wulewule_sft_SIZE` without the hooks that ask the model questions and with `communication_hook.py`. The model has random weights,
+made once; the conversations are random letters of the mean length of the published tuning data, packed into full rows. Names read
+SIZE-PARALLEL-SCALING-gGPUS; on one GPU weak and strong are the same run.
+
+A GPU takes its rows at once (the fused step divides them by itself) or, where XTuner's own step holds the logits of a whole batch (zero3,
+CPU), so many at a time as `--rows-at-a-time` says; the rest is accumulated (`optim_wrapper.accumulative_counts`), so that the global batch
+stays the same.
+
+What is measured: the iteration times of XTuner's own log (vis_data/scalars.json, rank 0; its hooks wait for the card at each loss), summed
+over the iterations of an update, the median of `--steps` after the warm-up. Efficiency is tokens/s of N GPUs over N times those of one.
+`peak_gib` is the highest `memory` of that log (torch.cuda.max_memory_allocated of rank 0). Communication is what `communication_hook.py`
+says of one more update: share of its time in which a kernel of NCCL runs, and (exposed) in which nothing else does.
+
+Results: FILE.json, and beside it a table (.md) and a plot (.png), written after each run. A run that fails is reported, the others go on,
+and the exit status is 1. Without a GPU only `--size tiny` runs, on gloo; processes then share the cores: its efficiency means nothing.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import random
+import re
+import signal
+import socket
+import statistics
+import string
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import train_speed
+from train_speed import ROOT, Runs, say, write
+
+ROWS = 16  # of a GPU in weak scaling, of all in strong scaling
+WARMUP = 3  # updates before the measured ones
+PROFILED = 2  # updates after them, of which the first warms up the profiler
+PARALLEL = ("ddp", "zero1", "zero2", "zero3")
+LETTERS = 400  # of an answer: with prompt and template about 560 tokens, the mean of the published tuning data
+SIZES = {
+    "1_8b": train_speed.SIZES["1_8b"],
+    "7b": dict(vocab=92544, hidden=4096, intermediate=14336, layers=32, heads=32, kv_heads=8, tokens=2048),
+    "tiny": train_speed.SIZES["tiny"],
+}
+DEVICES = "import json, torch; n = torch.cuda.device_count(); print(json.dumps([torch.cuda.get_device_name(i) for i in range(n)]))"
+ADDED = """
+from communication_hook import CommunicationHook
+
+custom_hooks = [hook for hook in custom_hooks if "every_n_iters" not in hook]
+custom_hooks.append(dict(type=CommunicationHook, first={first}, iterations={iterations}))
+"""
+
+
+def runs_of(sizes, gpus, rows_at_a_time):
+    """Return {name: settings (dict)} of everything that is measured, in order.
+
+    Args:
+        sizes (list[str]): of SIZES.
+        gpus (list[int]): numbers of GPUs.
+        rows_at_a_time (int): rows that XTuner's own step takes.
+    """
+    found = {}
+    for size in sizes:
+        for parallel in PARALLEL:
+            for scaling in ("weak", "strong"):
+                for count in gpus:
+                    rows = ROWS if scaling == "weak" else ROWS // count
+                    own_step = parallel == "zero3" or size == "tiny"
+                    batch = min(rows, rows_at_a_time) if own_step else rows
+                    label = f"{size}-{parallel}-g1" if count == 1 else f"{size}-{parallel}-{scaling}-g{count}"
+                    settings = dict(size=size, parallel=parallel, scaling="one" if count == 1 else scaling, gpus=count)
+                    found[label] = dict(settings, batch_size=batch, accumulative_counts=rows // batch)
+    return found
+
+
+def write_data(folder, rows, tokens):
+    """Write the two files of conversations that fill so many packed rows, of random letters: a tokenizer of bytes makes each a token."""
+    draw = random.Random(0)
+    folder.mkdir(parents=True)
+    with open(folder / "huixiangdou_conversations.jsonl", "w", encoding="utf-8") as file:
+        for number in range(rows * tokens // LETTERS + 1):
+            line = json.dumps(
+                {"conversation": [{"input": f"question {number}", "output": "".join(draw.choices(string.ascii_lowercase, k=LETTERS))}]}
+            )
+            file.write(line + "\n")
+            if number == 0:
+                (folder / "self_cognition_100.jsonl").write_text(line + "\n", encoding="utf-8")
+
+
+def write_config(name, settings, steps, file):
+    """Write the copy of a packaged config with the hook that profiles."""
+    from xtuner_wulewule import paths
+
+    iterations = settings["accumulative_counts"]
+    added = ADDED.format(first=(WARMUP + steps) * iterations, iterations=iterations)
+    file.write_text(Path(paths.config_paths()[name]).read_text(encoding="utf-8") + added, encoding="utf-8")
+
+
+def command(settings, tokens, steps, config, work_dir, cache):
+    """Return the command line of a run (list[str])."""
+    deepspeed = f"deepspeed_{settings['parallel']}" + ("_fp32" if settings["size"] == "tiny" else "")
+    options = {
+        "train_cfg.max_epochs": None,
+        "train_cfg.max_iters": (WARMUP + steps + PROFILED) * settings["accumulative_counts"],
+        "optim_wrapper.accumulative_counts": settings["accumulative_counts"],
+        "train_dataloader.batch_size": settings["batch_size"],
+        "train_dataloader.dataset.max_length": tokens,
+        "train_dataloader.dataset.packing": "concat",
+        "train_dataloader.dataset.held_out": 0,
+        "train_dataloader.dataset.cache_dir": cache,
+        "default_hooks.logger.interval": 1,
+        "log_processor.window_size": 1,
+        "default_hooks.checkpoint.interval": -1,
+        "default_hooks.checkpoint.save_last": False,
+    }
+    return [
+        *(str(Path(sys.executable).parent / "xtuner"), "train", str(config), "--work-dir", str(work_dir), "--seed", "0"),
+        *([] if settings["parallel"] == "ddp" else ["--deepspeed", deepspeed]),
+        *("--cfg-options", *(f"{name}={value}" for name, value in options.items())),
+    ]
+
+
+def free_port():
+    """Return a port (int) that nobody listens on; XTuner draws one without looking."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def run_for(seconds, arguments, env, log):
+    """Run a command with all its children; return its status (int), None where it was ended at the time limit."""
+    with open(log, "w", encoding="utf-8") as stream:
+        process = subprocess.Popen(arguments, env=env, cwd=log.parent, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)  # ranks that the launcher left
+            except ProcessLookupError:
+                pass
+            process.wait()
+
+
+def measured(settings, tokens, steps, work_dir):
+    """Return the figures of a finished run (dict); raise ValueError where the log lacks them."""
+    from xtuner_wulewule.recipe.results import read_scalars
+
+    scalars, counts = read_scalars(work_dir), settings["accumulative_counts"]
+    wanted = (WARMUP + steps + PROFILED) * counts
+    if len(scalars) != wanted:
+        raise ValueError(f"{len(scalars)} of {wanted} iterations were logged in {work_dir}")
+    times = [row["time"] for row in scalars]
+    updates = [sum(times[first : first + counts]) for first in range(0, wanted, counts)][WARMUP : WARMUP + steps]
+    update = statistics.median(updates)
+    memory = [row["memory"] for row in scalars if "memory" in row]
+    profiled = json.loads((work_dir / "communication.json").read_text(encoding="utf-8"))
+    wall, exposed = profiled["wall_s"], profiled["exposed_s"]
+    return dict(
+        s_per_update=round(update, 4),
+        updates_s=[round(one, 4) for one in updates],
+        tok_s=round(settings["gpus"] * settings["batch_size"] * counts * tokens / update),
+        peak_gib=round(max(memory) / 1024, 2) if memory else None,
+        communication=round(profiled["communication_s"] / wall, 4),
+        exposed=None if exposed is None else round(exposed / wall, 4),
+        profiled=profiled,
+        first_loss=scalars[0]["loss"],
+        last_loss=scalars[-1]["loss"],
+    )
+
+
+def with_efficiency(rows):
+    """Return the rows with `efficiency`: tokens/s over those of as many single GPUs, None where one GPU was not measured."""
+    one = {(row["size"], row["parallel"]): row["tok_s"] for row in rows if row["gpus"] == 1}
+    found = []
+    for row in rows:
+        single = one.get((row["size"], row["parallel"]))
+        found.append(dict(row, efficiency=round(row["tok_s"] / (row["gpus"] * single), 4) if single else None))
+    return found
+
+
+def table(rows):
+    """Return the results as Markdown (str)."""
+    head = [
+        "size",
+        "parallel",
+        "scaling",
+        "GPUs",
+        "rows at a time",
+        "accumulated",
+        "s an update",
+        "tokens/s",
+        "efficiency",
+        "peak GiB a GPU",
+    ]
+    head += ["communication", "exposed"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        shares = ["" if row[key] is None else f"{row[key]:.0%}" for key in ("efficiency", "communication", "exposed")]
+        peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
+        cells = [row["size"], row["parallel"], row["scaling"], row["gpus"], row["batch_size"], row["accumulative_counts"]]
+        lines.append([*map(str, cells), f"{row['s_per_update']:.3f}", f"{row['tok_s']:,}", shares[0], peak, *shares[1:]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def plot(rows, title, file):
+    """Draw efficiency over the number of GPUs, weak beside strong, a row of panels a size.
+
+    Args:
+        rows (list[dict]): of the results.
+        title (str): above the panels.
+        file (pathlib.Path): a PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sizes = sorted({row["size"] for row in rows}, key=list(SIZES).index)
+    ticks = sorted({row["gpus"] for row in rows})
+    figure, panels = pyplot.subplots(len(sizes), 2, figsize=(9, 3.2 * len(sizes) + 0.6), squeeze=False, sharey=True, layout="constrained")
+    for size, pair in zip(sizes, panels, strict=True):
+        for scaling, panel in zip(("weak", "strong"), pair, strict=True):
+            for parallel, mark in zip(PARALLEL, "os^D", strict=True):
+                points = [row for row in rows if (row["size"], row["parallel"]) == (size, parallel) and row["scaling"] in ("one", scaling)]
+                points = sorted((row["gpus"], row["efficiency"]) for row in points if row["efficiency"] is not None)
+                if points:
+                    panel.plot(*zip(*points, strict=True), marker=mark, label=parallel)
+            panel.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+            panel.set(title=f"{size}, {scaling} scaling", xlabel="GPUs", xscale="log", ylim=(0, 1.1))
+            panel.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+            panel.minorticks_off()
+            panel.grid(alpha=0.3)
+        pair[0].set_ylabel("tokens/s over N × one GPU")
+        if pair[0].lines[1:]:
+            pair[0].legend()
+    figure.suptitle(title, fontsize=10)
+    aside = file.with_name(f".{os.getpid()}.{file.name}")
+    figure.savefig(aside, dpi=120)
+    pyplot.close(figure)
+    os.replace(aside, file)
+
+
+def write_all(result, target):
+    """Write JSON, table and plot, each through a temporary name."""
+    write(result, target)
+    aside = target.with_name(f".{os.getpid()}.{target.stem}.md")
+    aside.write_text(table(result["rows"]), encoding="utf-8")
+    os.replace(aside, target.with_suffix(".md"))
+    if result["rows"]:
+        plot(result["rows"], f"{result['device']}, one host", target.with_suffix(".png"))
+
+
+def numbers(text):
+    """Return numbers of GPUs (list[int]) from "1,2,4"; they must divide the rows of an update."""
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,2,4") from None
+    wrong = [number for number in found if number < 1 or ROWS % number]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{wrong[0]} does not divide the {ROWS} rows of an update: take of 1, 2, 4, 8, 16")
+    return found
+
+
+def parsed():
+    if importlib.util.find_spec("xtuner_wulewule") is None:
+        sys.exit("scaling needs this plugin in its own Python: pip install -e .")
+    from xtuner_wulewule import paths
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    parser.add_argument("--only", default="", metavar="PREFIX,…", help="only names that begin so: 1_8b-ddp,7b-zero1-weak")
+    parser.add_argument("--size", default="1_8b,7b", metavar="SIZE,…", help=f"of {', '.join(SIZES)} (1_8b,7b)")
+    parser.add_argument(
+        "--gpus", type=numbers, default=[1, 2, 4, 8], metavar="N,…", help="numbers of GPUs (1,2,4,8); on a CPU, of processes"
+    )
+    parser.add_argument("--steps", type=int, default=8, help=f"measured updates of a run, after {WARMUP} to warm up (8)")
+    parser.add_argument("--rows-at-a-time", type=int, default=4, metavar="N", help="rows that XTuner's own step takes (4)")
+    parser.add_argument("--timeout", type=int, default=900, metavar="S", help="seconds of a run (900)")
+    default = paths.cache_dir() / "scaling"
+    parser.add_argument(
+        "--scratch", type=Path, default=default, metavar="DIR", help=f"for models and data, kept: 4 GB 1_8b, 16 GB 7b ({default})"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where the results go (benchmarks/results/scaling_DEVICE.json)")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    args = parser.parse_args()
+    args.size = args.size.split(",")
+    unknown = [size for size in args.size if size not in SIZES]
+    if unknown:
+        parser.error(f"--size {unknown[0]} is none of {', '.join(SIZES)}")
+    if args.out and args.out.suffix != ".json":
+        parser.error(f"--out {args.out} must end in .json; table and plot get the same name with .md and .png")
+    if args.steps < 1 or args.timeout < 1:
+        parser.error("--steps and --timeout are at least 1")
+    if args.rows_at_a_time not in (1, 2, 4, 8, 16):
+        parser.error(f"--rows-at-a-time {args.rows_at_a_time} does not divide the {ROWS} rows of an update: take 1, 2, 4, 8 or 16")
+    return args
+
+
+def main():
+    args = parsed()
+    only = tuple(args.only.split(","))
+    names = [name for name in runs_of(args.size, args.gpus, args.rows_at_a_time) if name.startswith(only)]
+    if not names:
+        sys.exit(f"nothing to run: --only {args.only!r} fits no name; --list prints them")
+    if args.list:
+        print("\n".join(names))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        return benchmark(args, only, Path(folder))
+
+
+def benchmark(args, only, folder):
+    """Run everything and return the exit status (int)."""
+    asked = subprocess.run([sys.executable, "-W", "ignore", "-c", DEVICES], capture_output=True, text=True)
+    if asked.returncode:
+        sys.exit(f"the devices cannot be asked: {asked.stderr.strip().splitlines()[-1]}")
+    devices = json.loads(asked.stdout.splitlines()[-1])
+    if not devices and args.size != ["tiny"]:
+        sys.exit("torch sees no GPU: check nvidia-smi and torch.cuda.is_available(), or take --size tiny, which runs on a CPU")
+    gpus = [count for count in args.gpus if not devices or count <= len(devices)]
+    for count in set(args.gpus) - set(gpus):
+        say(f"{count} GPUs left out: torch sees {len(devices)}")
+    picked = {name: settings for name, settings in runs_of(args.size, gpus, args.rows_at_a_time).items() if name.startswith(only)}
+    if not picked:
+        sys.exit(f"nothing to run: torch sees {len(devices)} GPUs, and --gpus and --only ask for others")
+    device = devices[0] if devices else "cpu"
+    target = args.out or ROOT / "results" / f"scaling_{'-'.join(device.lower().split())}.json"
+    there = [file for file in (target, target.with_suffix(".md"), target.with_suffix(".png")) if file.exists()]
+    if there and not args.overwrite:
+        sys.exit(f"{there[0]} exists: name another file with --out, or replace it with --overwrite")
+
+    scratch, models, data = args.scratch.resolve(), {}, {}
+    for size in args.size:
+        shape = SIZES[size]
+        models[size] = scratch / f"internlm2-{'-'.join(str(shape[key]) for key in shape if key != 'tokens')}"
+        say(f"{size}: model and data …")
+        job = dict(do="prepare", models={"internlm2": str(models[size])}, size=shape, steps=1, data=None, rows=str(folder / "rows.npz"))
+        made = Runs(folder, {}).run("prepare", job)
+        if "error" in made:
+            sys.exit(f"the model cannot be made: {made['error']}")
+        data[size] = folder / "data" / size
+        write_data(data[size], (WARMUP + args.steps + PROFILED) * ROWS * max(gpus), shape["tokens"])
+
+    answers, failed = [], []
+    for number, (name, settings) in enumerate(picked.items()):
+        home = folder / f"{number}-{name}"
+        home.mkdir()
+        config, work_dir, tokens = home / f"wulewule_sft_{settings['size']}.py", home / "work", SIZES[settings["size"]]["tokens"]
+        write_config(f"wulewule_sft_{settings['size']}", settings, args.steps, config)
+        env = {
+            **os.environ,
+            "NPROC_PER_NODE": str(settings["gpus"]),
+            "PORT": str(free_port()),
+            "WULEWULE_MODEL": str(models[settings["size"]]),
+            "WULEWULE_DATA_DIR": str(data[settings["size"]]),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            **({} if devices else {"OMP_NUM_THREADS": "1"}),
+        }
+        arguments = command(settings, tokens, args.steps, config, work_dir, scratch / "datasets")
+        status = run_for(args.timeout, arguments, env, home / "log")
+        try:
+            if status != 0:
+                raise ValueError(f"it took over {args.timeout} s" if status is None else f"it ended with status {status}")
+            answers.append(dict(name=name, **settings, **measured(settings, tokens, args.steps, work_dir)))
+            row = answers[-1]
+            peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:7.1f} GiB"
+            say(f"{name:24} {row['tok_s']:9,} tokens/s {row['s_per_update']:8.3f} s{peak}  {row['communication']:.0%} communication")
+        except (ValueError, OSError) as error:
+            lines = [line for line in (home / "log").read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+            failed.append(dict(name=name, **settings, error=str(error), log=lines[-100:]))
+            told = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.-]+(Error|: error)\b.*:", line)]
+            say(f"{name:24} failed: {error}: {(told or lines or ['no output'])[-1].strip()}")
+        result = dict(
+            device=device,
+            devices=len(devices),
+            versions=train_speed.versions(),
+            settings=dict(
+                rows=ROWS,
+                steps=args.steps,
+                warmup=WARMUP,
+                rows_at_a_time=args.rows_at_a_time,
+                shapes={size: SIZES[size] for size in args.size},
+            ),
+            rows=with_efficiency(answers),
+            failed=failed,
+        )
+        write_all(result, target)  # after each run: what was measured is there, whatever ends the program
+    print(table(result["rows"]), end="")
+    say(f"written: {target}, {target.with_suffix('.md').name}" + (f", {target.with_suffix('.png').name}" if answers else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The benchmark of scaling, as far as a machine without a GPU shows it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "scaling.py"
+sys.path.insert(0, str(SCRIPT.parent))
+import scaling  # noqa: E402
+
+
+def run(*args):
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, args)], capture_output=True, text=True)
+
+
+def test_every_run_has_the_rows_that_it_should():
+    runs = scaling.runs_of(["1_8b", "7b"], [1, 2, 4, 8], rows_at_a_time=4)
+    assert len(runs) == 2 * 4 * 7  # on one GPU weak and strong are the same
+    for one in runs.values():
+        rows = one["gpus"] * one["batch_size"] * one["accumulative_counts"]
+        assert rows == (scaling.ROWS * one["gpus"] if one["scaling"] == "weak" else scaling.ROWS)
+    assert {one["accumulative_counts"] for one in runs.values() if one["parallel"] != "zero3"} == {1}
+    assert max(one["batch_size"] for one in runs.values() if one["parallel"] == "zero3") == 4
+
+
+def test_efficiency_is_against_one_gpu_of_the_same_kind():
+    row = dict(size="7b", parallel="ddp", scaling="weak", batch_size=16, accumulative_counts=1, s_per_update=1.0, peak_gib=31.26)
+    row.update(communication=0.125, exposed=0.05)
+    rows = [dict(row, gpus=1, tok_s=100, scaling="one"), dict(row, gpus=4, tok_s=380), dict(row, gpus=4, tok_s=300, parallel="zero1")]
+    found = scaling.with_efficiency(rows)
+    assert [one["efficiency"] for one in found] == [1, 0.95, None]
+    assert scaling.table(found).splitlines()[3] == "| 7b | ddp | weak | 4 | 16 | 1 | 1.000 | 380 | 95% | 31.3 | 12% | 5% |"
+
+
+def test_communication_counts_overlapping_operations_once():
+    from communication_hook import covered
+
+    assert covered([]) == 0
+    assert covered([(5, 7), (0, 2), (1, 3), (1.5, 1.7)]) == 5
+
+
+def test_wrong_options_are_told_in_one_line(tmp_path):
+    for options, message in (
+        (("--gpus", "1,3"), "3 does not divide the 16 rows of an update"),
+        (("--size", "2b"), "--size 2b is none of 1_8b, 7b, tiny"),
+        (("--out", tmp_path / "out"), "must end in .json"),
+        (("--only", "7c"), "fits no name; --list prints them"),
+    ):
+        result = run(*options)
+        assert result.returncode != 0 and message in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_one_and_two_processes_on_a_cpu(tmp_path):
+    out = tmp_path / "out" / "two.json"
+    options = ("--size", "tiny", "--gpus", "1,2", "--steps", 1, "--scratch", tmp_path / "scratch", "--out", out)
+    result = run(*options, "--only", "tiny-ddp-g1,tiny-ddp-strong-g2,tiny-zero1-weak")
+    assert result.returncode == 0, result.stderr + str([failed["log"] for failed in json.loads(out.read_text())["failed"]])
+    one, two, weak = json.loads(out.read_text())["rows"]
+    assert (one["name"], two["name"], weak["name"]) == ("tiny-ddp-g1", "tiny-ddp-strong-g2", "tiny-zero1-weak-g2")
+    for row in (one, two, weak):
+        rows = row["gpus"] * row["batch_size"] * row["accumulative_counts"]
+        assert row["tok_s"] == pytest.approx(rows * 256 / row["s_per_update"], rel=1e-3)
+    # the same 16 rows an update; the gradients are summed once in it, in one bucket or more
+    assert two["last_loss"] == pytest.approx(one["last_loss"], rel=0.05) and two["last_loss"] < two["first_loss"]
+    assert one["communication"] == 0 and one["profiled"]["operations"] == {}
+    assert 0 < two["communication"] < 1 and two["profiled"]["operations"]["gloo:all_reduce"] >= 1
+    assert two["efficiency"] == pytest.approx(two["tok_s"] / (2 * one["tok_s"]), rel=1e-3)
+    assert out.with_suffix(".md").read_text() == result.stdout and out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+    before = out.read_text()
+    again = run(*options, "--only", "tiny-ddp-g1")
+    assert (again.returncode, again.stderr) == (1, f"{out} exists: name another file with --out, or replace it with --overwrite\n")
+    assert out.read_text() == before
+    # one run is ended by its time limit: it is reported, with its log, and leaves no process
+    late = run(*options, "--only", "tiny-ddp-strong-g2", "--timeout", 1, "--overwrite")
+    assert late.returncode == 1 and "tiny-ddp-strong-g2       failed: it took over 1 s" in late.stderr and "Traceback" not in late.stderr
+    (failed,) = json.loads(out.read_text())["failed"]
+    assert failed["name"] == "tiny-ddp-strong-g2"
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [line for line in commands if str(tmp_path).encode() in line and b"wulewule_sft_tiny" in line]
