@@ -34,15 +34,6 @@ for one, rate in ((mask, p), (None, 0.0)):
     arguments = x, wide, outer, b, one, a, inner, rate
     for found, expected in zip(kernels.swiglu_backward(*arguments), math.swiglu_backward(*arguments)):
         same(found, expected)
-for name, heads in (("grouped", (6, 2, 32)), ("listed", (6, 2, 32)), ("listed", (3, 1, 64)), ("grouped", (4, 4, 32))):
-    of_all = (heads[0] + 2 * heads[1]) * heads[2]
-    qkv, angles = torch.randn(48, of_all + 32)[:, :of_all], [torch.randn(48, heads[2]) for _ in range(2)]
-    split, join = (getattr(kernels, f"{do}_{name}") for do in ("split", "join"))
-    parts = split(qkv, *angles, heads)
-    for found, expected in zip(parts, getattr(math, f"split_{name}")(qkv, *angles, heads)):
-        same(found, expected)
-    parts = [torch.stack([part, part], 1)[:, 0] for part in parts]  # with other strides
-    same(join(*parts, *angles, heads), getattr(math, f"join_{name}")(*parts, *angles, heads))
 for p in (0.1, 0.6):
     ones = torch.ones(2048, 64)
     kept = list(kernels.drop(ones, kernels.draw_masks(ones, 2, p), p) != 0)

@@ -189,15 +189,12 @@ class Kernels:
         for name in self.NAMES.split():
             setattr(self, name, _compiled(name) if compiled else globals()[name])
 
-    def take_triton(self, widths, rank, head):
-        """Take the kernels of Triton where they serve tensors of all these widths, LoRA of this rank, and heads of so many channels."""
+    def take_triton(self, widths, rank):
+        """Take the kernels of Triton where they serve tensors of all these widths, and LoRA of this rank."""
         if not self.compiled or triton_release() < OLDEST_TRITON:
             return
         from xtuner_wulewule.model.fused import kernels
 
-        if kernels.turns(head):
-            for name in ("split_grouped", "join_grouped", "split_listed", "join_listed"):
-                setattr(self, name, getattr(kernels, name))
         if all(kernels.serves(width, rank) for width in widths):
             for name in ("draw_masks", "drop", "add_dropped_product", "swiglu_project", "swiglu_backward"):
                 setattr(self, name, getattr(kernels, name))
