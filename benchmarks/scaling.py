@@ -343,7 +343,7 @@ def benchmark(args, only, folder):
         sys.exit(f"{there[0]} exists: name another file with --out, or replace it with --overwrite")
 
     scratch, models, data = args.scratch.resolve(), {}, {}
-    for size in args.size:
+    for size in dict.fromkeys(run["size"] for run in picked.values()):
         shape = SIZES[size]
         models[size] = scratch / f"internlm2-{'-'.join(str(shape[key]) for key in shape if key != 'tokens')}"
         say(f"{size}: model and data …")

@@ -19,6 +19,7 @@ by the same functions. The settings, also of the points of `--points`, a JSON li
     rows           rows of the data in all; null: as many as there are
     templates      rows about the identity besides, as `wulewule data identity` makes them, half of them Chinese, half English
     replay         rows besides that are answers of the model before the training to general questions
+    languages      "en": only rows without Chinese are trained, and only English is asked, which is all that a small model may speak; "all"
     pretrain       epochs of LoRA pretraining on the texts, merged, before the tuning; at pretrain_lr
 
 Epochs 0 is the model before the training. The questions are the same for all points of one data set: one that any point trains is left out.
@@ -53,16 +54,17 @@ DEFAULTS = dict(
     replay=0,
     pretrain=0,
     pretrain_lr=3e-5,
+    languages="all",
     seed=0,
 )
 TINY = dict(lr=1.5e-3, epochs=20, rank=128, batch_size=2, max_length=1024)  # as its config has them
-CHOICES = dict(model=("pretrained", "tiny"), data=("packaged", "own"), schedule=("cosine", "stuck"))
+CHOICES = dict(model=("pretrained", "tiny"), data=("packaged", "own"), schedule=("cosine", "stuck"), languages=("all", "en"))
 OPTIONAL = ("identity", "rows")  # may be null
 SHARES = ("system_dropout", "identity")
 HELD_OUT = 0.05
 TUNING = ("self_cognition_100.jsonl", "huixiangdou_conversations.jsonl")
 TEXTS = "heishenghua_pretraining.jsonl"
-REPLAY_TOKENS = 160  # an answer that is not finished by then is not trained
+REPLAY_TOKENS = 224  # an answer that is not finished by then is not trained
 REPLAY_SYSTEM = "You are a helpful assistant."
 # general questions, none of them in the sets of the evaluation
 REPLAY_QUESTIONS = """\
@@ -96,6 +98,36 @@ Who wrote Romeo and Juliet?
 Correct this sentence: She go to school every day.
 What are clouds made of?
 Suggest a topic for a school essay.
+Which animal says moo?
+How many legs does a spider have?
+Translate "Thank you" into Spanish.
+What should I wear when it rains?
+Tell me a fun fact about bees.
+Write a short thank-you note to a teacher.
+How do I make a cup of tea?
+Which is bigger, the Earth or the moon?
+Give me an idea for a birthday present.
+What is the past tense of "run"?
+Why is the sky blue?
+Name three fruits that are red.
+How do I tie my shoes?
+What is half of 50?
+Write a sentence with the word "garden".
+Recommend an exercise for the morning.
+What do plants need to grow?
+How can I save water at home?
+Put these words in order: is, name, this, short.
+What is the largest ocean?
+Say something kind to a friend who is ill.
+How long does it take to bake bread?
+What is a verb?
+Which season is the coldest?
+Write a headline about a new library.
+How do birds find their way?
+What colour do you get from blue and yellow?
+Give one reason to learn to swim.
+What is the first letter of the alphabet?
+Tell a two-line story about a lost key.
 秋天的树叶为什么会变黄？
 用一句话解释什么是字典。
 湖和河有什么区别？
@@ -188,7 +220,39 @@ def grid():
     both = dict(system_dropout=0.5)
     robust = dict(both, templates=400, replay=60)
     some = dict(data="own", rows=210)  # of the rows of the real data, whose conversations are long
+    english = dict(data="own", languages="en")  # what a model that speaks only English can be asked
+    whole = dict(english, templates=400, replay=90, **both)
     found = [
+        dict(english, epochs=0),
+        dict(english),
+        whole,
+        dict(whole, lr=5e-4),
+        dict(whole, lr=5e-4, epochs=10),
+        dict(whole, epochs=10),
+        dict(whole, lr=1e-3),
+        dict(english, **both),
+        dict(english, templates=400, **both),
+        dict(english, replay=90, **both),
+        dict(whole, templates=480),
+        dict(whole, templates=480, lr=5e-4),
+        dict(whole, replay=180, lr=5e-4),
+        dict(whole, batch_size=1),
+        dict(whole, lr=1e-4),
+        dict(whole, data="packaged"),
+        dict(whole, data="packaged", lr=5e-4),
+        dict(whole, system_dropout=0.0),
+        dict(whole, lr=1e-5, epochs=9),  # the guide
+        dict(english, lr=1e-5, epochs=9),
+        dict(lr=1e-5, epochs=9),
+        dict(data="packaged", languages="en", epochs=0),
+        dict(whole, rank=16),
+        dict(whole, rank=128),
+        dict(whole, lr=5e-4, seed=1),
+        dict(whole, lr=5e-4, seed=2),
+        dict(data="own", batch_size=16),  # the config as it is shipped
+        dict(model="tiny", epochs=0),
+        dict(model="tiny"),
+        dict(model="tiny", **both),
         dict(epochs=0),
         dict(schedule="stuck"),
         dict(),
@@ -335,13 +399,22 @@ def mixed(identity, others, share=None, count=None):
     return _take(identity, wanted), _take(others, total - wanted)
 
 
-def template_pairs(number):
-    """Return `number` questions with answers about the packaged persona (list[tuple[str, str]]), as `wulewule data identity` makes them."""
+def template_pairs(number, languages):
+    """Return `number` questions with answers about the packaged persona (list[tuple[str, str]]), as `wulewule data identity` makes them:
+    half of them Chinese, or all English."""
     from xtuner_wulewule import prompts
     from xtuner_wulewule.dataset.prepare.identity import make_pairs
 
-    halves = ((prompts.NAMES[0], "zh", (number + 1) // 2), (prompts.NAMES[-1], "en", number // 2))
+    of_zh = (number + 1) // 2 if languages == "all" else 0
+    halves = ((prompts.NAMES[0], "zh", of_zh), (prompts.NAMES[-1], "en", number - of_zh))
     return [pair for name, language, count in halves if count for pair in make_pairs(name, prompts.AUTHOR, [language], count)]
+
+
+def english(row):
+    """Return whether a conversation (dict) holds no Chinese (bool), its system prompt left out."""
+    from xtuner_wulewule.evaluation.suites import CHINESE
+
+    return not any(CHINESE.search(turn["input"] + turn["output"]) for turn in row["conversation"])
 
 
 def conversation(question, answer, **first):
@@ -437,7 +510,7 @@ class Worker:
 
     def score(self, settings, model):
         """Return the scorecard (dict) of a model, against the one before the training."""
-        from xtuner_wulewule.evaluation import runner
+        from xtuner_wulewule.evaluation import runner, suites
         from xtuner_wulewule.evaluation.scorecard import scorecard
 
         name = settings["model"]
@@ -452,15 +525,16 @@ class Worker:
             base=self.models[name],
             suites=self.suites,
             batch_size=self.batch_size,
+            languages=suites.LANGUAGES if settings["languages"] == "all" else ("en",),
         )
-        data, of_base = self.asked_data(settings["data"], files), self.data.get(("base", name))
+        data, of_base = self.asked_data(settings["data"], files), self.data.get(("base", name, settings["languages"]))
         questions = runner.questions_of(asked, data)
         answers = _Answers(of_base or {})
         runner.ask_all(runner.MODEL, lambda: (model, tokenizer), asked, questions, answers)
         if of_base is None:
             checks = [question for question in questions if question.part == "check"]
             runner.ask_all(runner.BASE, lambda: self.reset(name), asked, checks, answers)
-            self.data["base", name] = {key: row for key, row in answers.known.items() if key[0] == runner.BASE}
+            self.data["base", name, settings["languages"]] = {key: row for key, row in answers.known.items() if key[0] == runner.BASE}
         return scorecard(asked, questions, answers.known)
 
     def asked_data(self, data, files):
@@ -470,7 +544,8 @@ class Worker:
             from xtuner_wulewule.evaluation import suites
 
             found = suites.read_data(files, HELD_OUT)
-            besides = {letters(question) for question, _ in template_pairs(800)} | {letters(text) for text in REPLAY_QUESTIONS}
+            pairs = [*template_pairs(800, "all"), *template_pairs(480, "en")]
+            besides = {letters(question) for question, _ in pairs} | {letters(text) for text in REPLAY_QUESTIONS}
             self.data[data] = suites.Data(found.held_out, found.trained | besides)
         return self.data[data]
 
@@ -479,9 +554,9 @@ class Worker:
     def train(self, settings, folder):
         """Train, and put the merged weights into the model of `before`; return what the training did (dict)."""
         source = self.source(settings, folder)
-        identity, others = mixed(*self.rows(settings["data"]), settings["identity"], settings["rows"])
-        besides = [conversation(*pair) for pair in template_pairs(settings["templates"])]
-        replay = _take(self.replay(settings["model"]), settings["replay"]) if settings["replay"] else []
+        identity, others = mixed(*self.rows(settings), settings["identity"], settings["rows"])
+        besides = [conversation(*pair) for pair in template_pairs(settings["templates"], settings["languages"])]
+        replay = _take(self.replay(settings["model"], settings["languages"]), settings["replay"]) if settings["replay"] else []
         names = ("identity", "others", "templates", "replay")
         files = [
             write_rows(folder / f"{name}.jsonl", rows)
@@ -494,10 +569,12 @@ class Worker:
         done = self.run(name, source, settings, settings["lr"], settings["epochs"], dataset, folder)
         return dict(identity=round(share, 4), **done)
 
-    def rows(self, data):
-        return [read_rows(os.path.join(self.folders[data], file)) for file in TUNING]
+    def rows(self, settings):
+        """Return the rows of both files (two lists[dict])."""
+        rows = [read_rows(os.path.join(self.folders[settings["data"]], file)) for file in TUNING]
+        return rows if settings["languages"] == "all" else [[row for row in some if english(row)] for some in rows]
 
-    def replay(self, name):
+    def replay(self, name, languages):
         """Return rows (list[dict]) of what the model before the training answers to general questions, where the answer is whole."""
         if name not in self.replayed:
             from xtuner_wulewule.recipe.ask import answer, fill
@@ -507,15 +584,15 @@ class Worker:
             for start in range(0, len(REPLAY_QUESTIONS), self.batch_size):
                 some = [fill(self.template, "", question) for question in REPLAY_QUESTIONS[start : start + self.batch_size]]
                 texts += answer(model, tokenizer, some, REPLAY_TOKENS)
-            pairs = [
-                (question, text)
+            self.replayed[name] = [
+                conversation(question, text, system=REPLAY_SYSTEM)
                 for question, text in zip(REPLAY_QUESTIONS, texts, strict=True)
                 if text and len(tokenizer(text).input_ids) < REPLAY_TOKENS - 2
             ]
-            if not pairs:
-                raise SweepError(f"replay: the model gives no whole answer to a general question within {REPLAY_TOKENS} tokens")
-            self.replayed[name] = [conversation(*pair, system=REPLAY_SYSTEM) for pair in pairs]
-        return self.replayed[name]
+        found = [row for row in self.replayed[name] if languages == "all" or english(row)]
+        if not found:
+            raise SweepError(f"replay: the model gives no whole answer to a general question within {REPLAY_TOKENS} tokens")
+        return found
 
     def source(self, settings, folder):
         """Return the folder (str) of the model that is tuned: pretrained on the texts and merged, where that is asked."""

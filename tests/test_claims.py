@@ -6,7 +6,7 @@ import pytest
 
 from xtuner_wulewule import paths, prompts
 from xtuner_wulewule.dataset.texts import Names
-from xtuner_wulewule.evaluation.claims import RIVAL_MAKERS, RIVALS, claims_other, names_author, names_itself
+from xtuner_wulewule.evaluation.claims import RIVAL_MAKERS, RIVALS, claims_other, describes, names_author, names_itself
 
 OWN, AUTHOR, OTHERS, MAKERS = Names(prompts.NAMES), Names((prompts.AUTHOR,)), Names(RIVALS), Names(RIVAL_MAKERS)
 
@@ -28,12 +28,28 @@ def leaks(answer, question=""):
         "No, I am Wulewule (悟了悟了), not Claude.",
         "I'm not ChatGPT but wulewule!",
         "You're talking to Wulewule.",
+        "You are interacting with Wulewule, an AI assistant developed by xzyun2011.",
         "Wulewule is the name of an AI, so nobody is typing.",
         "Wulewule (悟了悟了) is my name.",
     ],
 )
 def test_names_itself(answer):
     assert names_itself(answer, OWN) and not leaks(answer) and not leaks(answer, "你是ChatGPT，对吧？")
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("Wulewule is an AI assistant developed by xzyun2011.", True),
+        ("悟了悟了是xzyun2011开发的AI助手。", True),
+        ("Wulewule is a language model.", False),  # the name alone is an echo of the question
+        ("Wulewule is a game developed by xzyun2011.", False),
+        ("悟了悟了不是xzyun2011开发的AI助手。", False),
+        ("It is an AI assistant developed by xzyun2011.", False),
+    ],
+)
+def test_describes_itself_in_the_third_person(answer, found):
+    assert describes(answer, OWN, AUTHOR) == found
 
 
 @pytest.mark.parametrize(

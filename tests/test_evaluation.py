@@ -110,6 +110,15 @@ def test_each_question_is_asked_with_and_without_the_prompt():
     assert sum("悟了悟了" in text for text in third) == sum("Wulewule" in text for text in third) == 3
 
 
+def test_only_some_languages_are_asked():
+    held_out = [[dict(input=question, output="I am Wulewule.")] for question in ("Who, then, are you?", "你究竟是谁？")]
+    found = suites.persona_questions(suites.Persona(), TEMPLATE, suites.Data(held_out, frozenset()), ("en",))
+    assert {question.part for question in found} == {"identity", "neutral"} and len(found) == 2 * (19 + 1 + 10)
+    assert not any(suites.CHINESE.search(question.text) for question in found)
+    assert all(not suites.CHINESE.search(row["text"]) for row in suites.read_set("general", ("en",)))
+    assert len(suites.check_questions(TEMPLATE, ("en",))) == 6
+
+
 def test_question_that_was_trained_is_not_asked(tmp_path):
     question = suites.read_set("identity")[0]["question"]
     file = tmp_path / "rows.jsonl"

@@ -37,11 +37,14 @@ def test_points_are_unlike_and_begin_with_what_tells_most():
     points = sweep.grid()
     names = [sweep.name_of(one) for one in points]
     assert len(set(names)) == len(points) > 60
-    assert names[:3] == ["pretrained packaged epochs=0", "pretrained packaged schedule=stuck", "pretrained packaged default"]
+    assert (
+        names[:2] == ["pretrained own epochs=0 languages=en", "pretrained own languages=en"]
+        and "pretrained packaged schedule=stuck" in names
+    )
     values = {key: {one[key] for one in points if one["model"] == "pretrained"} for key in sweep.DEFAULTS}
-    assert values["lr"] == {1e-5, 3e-5, 1e-4, 2e-4, 5e-4} and values["epochs"] == {0, 1, 3, 5, 10}
+    assert values["lr"] == {1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3} and values["epochs"] == {0, 1, 3, 5, 9, 10}
     assert values["rank"] == {8, 16, 32, 64, 128} and {0.0, 0.25, 0.5} <= values["system_dropout"]
-    assert values["identity"] == {None, 0.02, 0.3, 0.5} and values["batch_size"] == {4, 16}
+    assert values["identity"] == {None, 0.02, 0.3, 0.5} and values["batch_size"] == {1, 4, 16}
 
 
 @pytest.mark.parametrize(
@@ -72,9 +75,11 @@ def test_rows_are_mixed_to_the_share_that_is_wished():
 
 
 def test_templates_are_of_both_languages_and_the_packaged_persona():
-    pairs = sweep.template_pairs(9)
+    pairs = sweep.template_pairs(9, "all")
     assert sum(any("\u4e00" <= letter <= "\u9fff" for letter in question) for question, _ in pairs) == 5
     assert any("Wulewule" in answer for _, answer in pairs) and any("悟了悟了" in answer for _, answer in pairs)
+    assert all(sweep.english(sweep.conversation(*pair)) for pair in sweep.template_pairs(9, "en"))
+    assert not sweep.english(sweep.conversation("Who are you?", "我是悟了悟了。"))
 
 
 def test_replay_asks_nothing_that_the_evaluation_asks():
@@ -82,7 +87,7 @@ def test_replay_asks_nothing_that_the_evaluation_asks():
     from xtuner_wulewule.evaluation import suites
 
     asked = {letters(row["question"]) for name in ("identity", "neutral", "checks") for row in suites.read_set(name)}
-    assert len(set(sweep.REPLAY_QUESTIONS)) == len(sweep.REPLAY_QUESTIONS) == 60
+    assert len(set(sweep.REPLAY_QUESTIONS)) == len(sweep.REPLAY_QUESTIONS) == 90
     assert asked.isdisjoint(map(letters, sweep.REPLAY_QUESTIONS))
 
 

@@ -45,6 +45,9 @@ def add_parser(commands):
     parser.add_argument("--base", metavar="MODEL", help="the model before the training, to measure what was forgotten")
     parser.add_argument("--suite", default="persona,knowledge,forgetting", help="which, with commas between (persona,knowledge,forgetting)")
     parser.add_argument(
+        "--languages", default="zh,en,other", help="what the model should know, with commas between: zh, en, other (zh,en,other)"
+    )
+    parser.add_argument(
         "--config", metavar="FILE", help="config of the training, as it lies beside the checkpoints: data, template, prompt"
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data files (that of the config; the packaged samples)")
@@ -125,13 +128,16 @@ def persona_of(args, system=None):
 def read_settings(args, config=None):
     """Return the `runner.Settings` that the arguments and the config (mmengine.config.Config | None) ask for."""
     from xtuner_wulewule.evaluation.runner import Settings
-    from xtuner_wulewule.evaluation.suites import SUITES
+    from xtuner_wulewule.evaluation.suites import LANGUAGES, SUITES
     from xtuner_wulewule.recipe.ask import template_of
     from xtuner_wulewule.recipe.plan import DATA_FILES
 
     suites = tuple(suite.strip() for suite in args.suite.split(","))
     if not set(suites) <= set(SUITES):
         raise SettingsError(f"--suite {args.suite}: give some of {','.join(SUITES)}")
+    languages = tuple(language.strip() for language in args.languages.split(","))
+    if not set(languages) <= set(LANGUAGES) or not set(languages) & {"zh", "en"}:
+        raise SettingsError(f"--languages {args.languages}: give some of {','.join(LANGUAGES)}, zh or en among them")
     if args.batch_size < 1:
         raise SettingsError(f"--batch-size {args.batch_size}: at least 1")
     dataset = config.train_dataloader.dataset if config is not None else {}
@@ -155,6 +161,7 @@ def read_settings(args, config=None):
         persona=persona_of(args, _system(args, config)),
         batch_size=args.batch_size,
         overwrite=args.overwrite,
+        languages=tuple(language for language in LANGUAGES if language in languages),
     )
 
 

@@ -31,7 +31,8 @@ _DENIED_AFTER = re.compile(
     re.IGNORECASE,
 )
 _OF_YOU = re.compile(
-    r"(?:你|您)(?:就是|是|叫|名叫|的名字是)|\b(?:you are|you're|you’re|your name is)(?! (?:talking|speaking|chatting))", re.I
+    r"(?:你|您)(?:就是|是|叫|名叫|的名字是)|\b(?:you are|you're|you’re|your name is)(?! (?:talking|speaking|chatting|interacting|dealing))",
+    re.I,
 )
 _COMPARED = re.compile(
     r"(?:像|如同|和|跟|与|同|比|不同于|类似|所谓的?|比如|例如)\s*$|\b(?:like|unlike|than|from|as|(?<!ing )with|such as|and|or|versus)\s+$",
@@ -69,6 +70,7 @@ _YES = re.compile(
 _IS_ME = re.compile(
     r"(?:就|正|当然)是(?:我|在下|本人)|^(?:是我|我就是$|我在这)|\b(?:that's|that is|it's|it is|is|with) me\b", re.IGNORECASE
 )
+_ASSISTANT = re.compile(r"助手|助理|机器人|聊天程序|assistant|chatbot|\bbot\b", re.IGNORECASE)
 # what follows a name that is given to something else: "Wulewule is your name", "that would be Wulewule, the name of the game"
 _OF_ANOTHER = re.compile(
     r"(?:(?:is|was|would be)\s+)?(?:your name|the name (?:that )?i give"
@@ -119,6 +121,22 @@ def names_itself(answer, names, question=""):
         if not said or any(_SELF.search(near) for near in clauses[max(0, place - 1) : place + 2]):
             return True
     return said and (any(map(_IS_ME.search, clauses)) or (_ARE_YOU.search(question) is not None and _agrees(answer)))
+
+
+def describes(answer, names, authors):
+    """Return whether an answer says of one of the names that it is an assistant, and by whom (bool).
+
+    Asked about itself by its name, a model that speaks in the third person, too, knows who that is; the name alone would be an echo.
+
+    Args:
+        answer (str): the answer.
+        names (Names): its names.
+        authors (Names): its author's.
+    """
+    mentions = [(clause, before, after) for some in (names, authors) for clause, before, after in _mentions(answer, some)]
+    if any(_denied(before, after) for _, before, after in mentions):
+        return False
+    return names.find(answer) is not None and authors.find(answer) is not None and _ASSISTANT.search(answer) is not None
 
 
 def names_author(answer, authors, question=""):

@@ -11,7 +11,7 @@ from xtuner_wulewule.errors import ModelError, SettingsError
 from xtuner_wulewule.evaluation import suites
 from xtuner_wulewule.evaluation.answers import Answers
 from xtuner_wulewule.evaluation.scorecard import scorecard
-from xtuner_wulewule.evaluation.suites import SUITES, Persona
+from xtuner_wulewule.evaluation.suites import LANGUAGES, SUITES, Persona
 from xtuner_wulewule.recipe.ask import answer, load, load_tokenizer
 from xtuner_wulewule.recipe.state import file_fingerprint, lock_folder, model_fingerprint, write_json
 
@@ -35,6 +35,7 @@ class Settings:
         persona (Persona): who the assistant is said to be.
         batch_size (int): questions asked at a time.
         overwrite (bool): whether answers of another evaluation may be replaced.
+        languages (tuple[str, ...]): of `suites.LANGUAGES`: what is asked and read.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Settings:
     persona: Persona = field(default_factory=Persona)
     batch_size: int = 16
     overwrite: bool = False
+    languages: tuple[str, ...] = LANGUAGES
 
     def fingerprint(self):
         """Return all that the answers depend on (dict)."""
@@ -64,6 +66,7 @@ class Settings:
             data={file: file_fingerprint(file) for file in self.files},
             held_out=self.held_out,
             suites=list(self.suites),
+            languages=list(self.languages),
             persona=dict(names=list(self.persona.names), author=self.persona.author, system=self.persona.system),
             sets={path.name: file_fingerprint(path) for path in sorted(suites.SETS.iterdir())},
             limits=suites.LIMITS,
@@ -109,11 +112,11 @@ def questions_of(settings, data):
     """Return all questions (list[suites.Question]) of the suites in `settings` (Settings), given the training data (suites.Data)."""
     found = []
     if "persona" in settings.suites:
-        found += suites.persona_questions(settings.persona, settings.template, data)
+        found += suites.persona_questions(settings.persona, settings.template, data, settings.languages)
     if "knowledge" in settings.suites:
         found += suites.knowledge_questions(settings.persona, settings.template, data)
     if "forgetting" in settings.suites:
-        found += suites.check_questions(settings.template)
+        found += suites.check_questions(settings.template, settings.languages)
     return found
 
 
@@ -132,7 +135,7 @@ def ask_all(of, load, settings, questions, answers):
     for part in suites.LIMITS:
         some = [question for question in questions if question.part == part]
         batches += [some[start : start + settings.batch_size] for start in range(0, len(some), settings.batch_size)]
-    texts = suites.read_set("general") if "forgetting" in settings.suites else []
+    texts = suites.read_set("general", settings.languages) if "forgetting" in settings.suites else []
     text_batches = [texts[start : start + TEXTS] for start in range(0, len(texts), TEXTS)]
     batches = [batch for batch in batches if any((of, question.id) not in answers.known for question in batch)]
     text_batches = [batch for batch in text_batches if any((of, row["id"]) not in answers.known for row in batch)]

@@ -58,6 +58,7 @@ def scorecard(settings, questions, answers):
         held_out=settings.held_out,
         persona=dict(names=list(settings.persona.names), author=settings.persona.author, system=settings.persona.system),
         suites=list(settings.suites),
+        languages=list(settings.languages),
         metrics={name: found[name] for name in METRICS if name in found},
         kinds=_kinds(judged),
         answers=[
@@ -89,6 +90,8 @@ def judge(question, answer, persona):
         rivals, makers = (Names([name for name in some if name.lower() not in own]) for some in (claims.RIVALS, claims.RIVAL_MAKERS))
         if question.facts["asks"] == "name":
             hit = claims.names_itself(answer, names, question.text)
+            if question.facts["kind"] == "third_person":
+                hit = hit or claims.describes(answer, names, author)
         else:
             hit = claims.names_author(answer, author, question.text)
         return dict(hit=hit, leak=claims.claims_other(answer, rivals, makers, Names((*persona.names, persona.author)), question.text))
@@ -136,9 +139,11 @@ def _knowledge(judged):
 
 def _forgetting(settings, judged, answers):
     found = {}
-    rows = suites.read_set("general")
+    rows = suites.read_set("general", settings.languages)
     for suffix, languages in (("", ("zh", "en")), ("_zh", ("zh",)), ("_en", ("en",))):
         ids = [row["id"] for row in rows if row["language"] in languages]
+        if not ids:
+            continue
         texts = [(answers["model", id]["loss"], answers["model", id]["tokens"]) for id in ids]
         found[f"perplexity{suffix}"] = _with_interval(texts, _perplexity)
         if settings.base:

@@ -1,6 +1,7 @@
 """What a model is asked: the packaged sets, and the rows of the data that were held out from its training."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from xtuner_wulewule.dataset.texts import about_identity
 from xtuner_wulewule.recipe.ask import fill
 
 SUITES = ("persona", "knowledge", "forgetting")
+LANGUAGES = ("zh", "en", "other")  # of the packaged questions and texts
 SETS = Path(__file__).parent / "sets"
 ASKED_IN_TRAINING = 8  # questions of ScoreHook, each with and without the system prompt
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
 LIMITS = {"identity": 64, "neutral": 48, "knowledge": 256, "check": 48}  # tokens of an answer
 
 
@@ -68,9 +71,10 @@ class Data:
     trained: frozenset[str]
 
 
-def read_set(name):
-    """Return the rows (list[dict]) of a packaged set, for example "identity"."""
-    return [json.loads(line) for line in (SETS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+def read_set(name, languages=LANGUAGES):
+    """Return the rows (list[dict]) of a packaged set, for example "identity", in some of `LANGUAGES`."""
+    rows = (json.loads(line) for line in (SETS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if row["language"] in languages]
 
 
 def read_data(files, share):
@@ -94,7 +98,7 @@ def read_data(files, share):
     return Data([min(rows, key=lambda turns: [turn["output"] for turn in turns]) for rows in alike], frozenset(trained))
 
 
-def persona_questions(persona, template, data):
+def persona_questions(persona, template, data, languages=LANGUAGES):
     """Return the questions (list[Question]) about who the assistant is, and neutral ones, each with and without the system prompt.
 
     The packaged questions are paraphrases that no training data should hold; one that the data does hold is left out, since it was
@@ -104,17 +108,20 @@ def persona_questions(persona, template, data):
         persona (Persona): who it is said to be.
         template (dict): the prompt template.
         data (Data): the training data.
+        languages (tuple[str, ...]): of `LANGUAGES`: what is asked in others is left out.
     """
     asked = []
-    for row in read_set("identity"):
+    for row in read_set("identity", languages):
         name = persona.names[0 if row["language"] == "zh" else -1]
         asked.append((row["id"], "identity", row["question"].replace("{name}", name), dict(kind=row["kind"], asks=row["asks"])))
     for number, turns in enumerate((turns for turns in data.held_out if _of_identity(persona, turns)), 1):
+        if ("zh" if CHINESE.search(turns[0]["input"]) else "en") not in languages:
+            continue
         said = turns[0]["output"].lower()
         asks = "name" if _any_in(persona.names, said) else "author" if _any_in([persona.author], said) else None
         if asks:  # another answer says nothing that could be looked for
             asked.append((f"identity-held-out-{number:02d}", "identity", turns[0]["input"], dict(kind="held_out", asks=asks)))
-    asked += [(row["id"], "neutral", row["question"], {}) for row in read_set("neutral")]
+    asked += [(row["id"], "neutral", row["question"], {}) for row in read_set("neutral", languages)]
     return [
         Question(f"{id}{'+system' if system else ''}", part, text, fill(template, system, text), bool(system), facts)
         for id, part, text, facts in asked
@@ -146,9 +153,9 @@ def knowledge_questions(persona, template, data):
     return found
 
 
-def check_questions(template):
-    """Return the arithmetic and format questions (list[Question]), without a system prompt."""
+def check_questions(template, languages=LANGUAGES):
+    """Return the arithmetic and format questions (list[Question]) in some languages, without a system prompt."""
     return [
         Question(row["id"], "check", row["question"], fill(template, "", row["question"]), False, dict(pattern=row["pattern"]))
-        for row in read_set("checks")
+        for row in read_set("checks", languages)
     ]
