@@ -18,6 +18,7 @@ by the same functions. The settings, also of the points of `--points`, a JSON li
     identity       share of rows about the identity among those of the data, by repeating or leaving out rows; null: as they are
     rows           rows of the data in all; null: as many as there are
     templates      rows about the identity besides, as `wulewule data identity` makes them, half of them Chinese, half English
+    general        rows besides about other things, as `wulewule data identity --general` makes them
     replay         rows besides that are answers of the model before the training to general questions
     languages      "en": only rows without Chinese are trained, and only English is asked, which is all that a small model may speak; "all"
     pretrain       epochs of LoRA pretraining on the texts, merged, before the tuning; at pretrain_lr
@@ -51,6 +52,7 @@ DEFAULTS = dict(
     identity=None,
     rows=None,
     templates=0,
+    general=0,
     replay=0,
     pretrain=0,
     pretrain_lr=3e-5,
@@ -235,6 +237,10 @@ def grid():
         dict(english, replay=90, **both),
         dict(whole, templates=480),
         dict(whole, templates=480, lr=5e-4),
+        dict(whole, replay=0, general=60),
+        dict(whole, replay=0, general=60, lr=3e-4),
+        dict(whole, replay=0, general=60, lr=5e-4, epochs=3),
+        dict(whole, replay=0, general=60, templates=200, lr=5e-4, epochs=3),
         dict(whole, replay=180, lr=5e-4),
         dict(whole, batch_size=1),
         dict(whole, lr=1e-4),
@@ -410,6 +416,13 @@ def template_pairs(number, languages):
     return [pair for name, language, count in halves if count for pair in make_pairs(name, prompts.AUTHOR, [language], count)]
 
 
+def general_rows(number, languages):
+    """Return `number` questions about other things, with answers (list[tuple[str, str]]), of the package."""
+    from xtuner_wulewule.dataset.prepare.identity import general_pairs
+
+    return general_pairs(["zh", "en"] if languages == "all" else ["en"], number)
+
+
 def english(row):
     """Return whether a conversation (dict) holds no Chinese (bool), its system prompt left out."""
     from xtuner_wulewule.evaluation.suites import CHINESE
@@ -556,14 +569,15 @@ class Worker:
         source = self.source(settings, folder)
         identity, others = mixed(*self.rows(settings), settings["identity"], settings["rows"])
         besides = [conversation(*pair) for pair in template_pairs(settings["templates"], settings["languages"])]
+        general = [conversation(*pair) for pair in general_rows(settings["general"], settings["languages"])]
         replay = _take(self.replay(settings["model"], settings["languages"]), settings["replay"]) if settings["replay"] else []
-        names = ("identity", "others", "templates", "replay")
+        names = ("identity", "others", "templates", "general", "replay")
         files = [
             write_rows(folder / f"{name}.jsonl", rows)
-            for name, rows in zip(names, (identity, others, besides, replay), strict=True)
+            for name, rows in zip(names, (identity, others, besides, general, replay), strict=True)
             if rows
         ]
-        share = (len(identity) + len(besides)) / (len(identity) + len(others) + len(besides) + len(replay))
+        share = (len(identity) + len(besides)) / (len(identity) + len(others) + len(besides) + len(general) + len(replay))
         name = "wulewule_sft_tiny" if settings["model"] == "tiny" else "wulewule_sft_1_8b"
         dataset = dict(data_files=files, held_out=HELD_OUT, system_dropout=settings["system_dropout"], seed=settings["seed"])
         done = self.run(name, source, settings, settings["lr"], settings["epochs"], dataset, folder)

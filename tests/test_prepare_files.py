@@ -11,13 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xtuner_wulewule import cli
+from xtuner_wulewule.dataset.duplicates import letters
 from xtuner_wulewule.dataset.loader import load_wulewule_dataset
 from xtuner_wulewule.dataset.map_fns import wulewule_pretrain_map_fn, wulewule_sft_map_fn
 from xtuner_wulewule.dataset.prepare.chunks import find_files, inspect, split
 from xtuner_wulewule.dataset.prepare.formats import FORMATS, convert_row
+from xtuner_wulewule.dataset.prepare.general_texts import GENERAL
 from xtuner_wulewule.dataset.prepare.identity import make_pairs
+from xtuner_wulewule.dataset.prepare.identity_texts import OTHERS
 from xtuner_wulewule.dataset.prepare.part_file import PartFile
+from xtuner_wulewule.dataset.texts import about_identity
 from xtuner_wulewule.errors import DataError, SettingsError
+from xtuner_wulewule.evaluation import suites
+from xtuner_wulewule.prompts import AUTHOR, NAMES
 
 TEXT = "第一段。他说：“走吧。”\n\nIt is 3.14 m, e.g. this one. See https://a.b/c?d=e.f now! Dr. Sun came.\n第二段！"
 PIECES = st.sampled_from(
@@ -166,6 +172,25 @@ def test_identity_questions_are_many_and_answers_name_the_assistant(language):
     assert all("小{悟}" in answer and "{name}" not in question + answer for question, answer in more)
     with pytest.raises(SettingsError, match="different rows"):
         make_pairs("a", "b", [language], 10_000)
+
+
+def test_general_rows_are_about_other_things(tmp_path):
+    asked = {letters(row["question"]) for name in ("identity", "neutral", "checks") for row in suites.read_set(name)}
+    for language, pairs in GENERAL.items():
+        questions = {letters(question) for question, _ in pairs}
+        assert len(questions) == len(pairs) == 60 and not asked & questions
+        text = " ".join(part for pair in pairs for part in pair)
+        assert not any(name.lower() in text.lower() for name in (*NAMES, AUTHOR, *OTHERS))
+        assert not any(about_identity([dict(input=question, output=answer)]) for question, answer in pairs)
+        assert any("\u4e00" <= letter <= "\u9fff" for letter in text) == (language == "zh")
+    command = [WULEWULE, "data", "identity", "--name", "小石头", "--author", "李雷", "--number", "10", "--out", "o.jsonl"]
+    assert run([*command, "--general", "7"], tmp_path).returncode == 0
+    rows = [json.loads(line)["conversation"][0] for line in (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()]
+    of_package = {pair for pairs in GENERAL.values() for pair in pairs}
+    general = [(row["input"], row["output"]) in of_package for row in rows]
+    assert len(rows) == 17 and sum(general) == 7 and 0 < general.index(True) and all(row["system"] for row in rows)
+    result = run([*command, "--overwrite", "--general", "200"], tmp_path)
+    assert result.returncode == 1 and "--general 200: the package has 60 such rows in zh; give less" in result.stderr
 
 
 def test_identity_is_accepted_by_training(tmp_path):

@@ -42,7 +42,7 @@ def test_points_are_unlike_and_begin_with_what_tells_most():
         and "pretrained packaged schedule=stuck" in names
     )
     values = {key: {one[key] for one in points if one["model"] == "pretrained"} for key in sweep.DEFAULTS}
-    assert values["lr"] == {1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3} and values["epochs"] == {0, 1, 3, 5, 9, 10}
+    assert values["lr"] == {1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3} and values["epochs"] == {0, 1, 3, 5, 9, 10}
     assert values["rank"] == {8, 16, 32, 64, 128} and {0.0, 0.25, 0.5} <= values["system_dropout"]
     assert values["identity"] == {None, 0.02, 0.3, 0.5} and values["batch_size"] == {1, 4, 16}
 

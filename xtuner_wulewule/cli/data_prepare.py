@@ -68,6 +68,9 @@ def _add_identity(subcommands):
     parser.add_argument("--author", required=True, help="who made it")
     parser.add_argument("--lang", default="zh,en", help="zh,en or one of them (zh,en)")
     parser.add_argument("--number", type=int, metavar="N", help="rows (each question once)")
+    parser.add_argument(
+        "--general", type=int, default=0, metavar="N", help="besides, N rows about other things, so that the persona keeps out of them (0)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which answers, and the order of the rows (0)")
     parser.add_argument("--system", metavar="TEXT", help="system prompt (that of the package, with this name and author); '' for none")
     parser.add_argument("--api-base", metavar="URL", help="address of an OpenAI-compatible server, for example http://127.0.0.1:8000/v1")

@@ -5,6 +5,7 @@ import os
 import random
 
 from xtuner_wulewule.dataset.prepare.calls import Calls, Failed, Unreachable, ask_each, check_address, is_local, retry_after
+from xtuner_wulewule.dataset.prepare.general_texts import GENERAL
 from xtuner_wulewule.dataset.prepare.identity_texts import ANSWERS, OTHERS, QUESTIONS
 from xtuner_wulewule.dataset.prepare.part_file import PartFile
 from xtuner_wulewule.dataset.progress import progress
@@ -40,6 +41,27 @@ def make_pairs(name, author, languages, number=None, seed=0):
         if share > len(available):
             raise SettingsError(f"--number {number}: the templates have {len(available)} different rows in {language}; give less")
         pairs += available[:share]
+    chance.shuffle(pairs)
+    return pairs
+
+
+def general_pairs(languages, number, seed=0):
+    """Return questions about other things, with answers (list[tuple[str, str]]), no two alike.
+
+    Args:
+        languages (list[str]): "zh", "en" or both; each gets its share.
+        number (int): how many.
+        seed (int): which, and in what order.
+
+    Raises:
+        SettingsError: there are not as many.
+    """
+    chance, pairs = random.Random(seed), []
+    for position, language in enumerate(languages):
+        share = (number + len(languages) - 1 - position) // len(languages)
+        if share > len(GENERAL[language]):
+            raise SettingsError(f"--general {number}: the package has {len(GENERAL[language])} such rows in {language}; give less")
+        pairs += chance.sample(GENERAL[language], share)
     chance.shuffle(pairs)
     return pairs
 
@@ -179,10 +201,15 @@ def prepare(args):
         raise SettingsError(f"--lang {args.lang}: give zh,en or one of them")
     if args.number is not None and args.number < 1:
         raise SettingsError(f"--number {args.number}: at least 1")
+    if args.general < 0:
+        raise SettingsError(f"--general {args.general}: at least 0")
     if bool(args.api_base) != bool(args.model):
         raise SettingsError("--api-base and --model belong together; give both or none")
     system = system_prompt(name, author) if args.system is None else args.system
     pairs = make_pairs(name, author, languages, args.number, args.seed)
+    if args.general:
+        pairs += general_pairs(languages, args.general, args.seed)
+        random.Random(args.seed).shuffle(pairs)
     calls = Calls(args.retries, args.requests_per_minute)
     rephraser = Rephraser(args.api_base, args.model, [name, author], args.timeout) if args.api_base else None
     settings = {"made by": "data identity", "system": system, "api-base": args.api_base, "model": args.model}
