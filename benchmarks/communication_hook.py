@@ -1,13 +1,13 @@
 """A hook for `scaling.py`: how much of an optimizer update is spent in communication, by torch's profiler."""
 
 import json
-import time
 from pathlib import Path
 
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from torch.profiler import ProfilerActivity, profile
+from train_speed import covered, kernels_of, now
 
 KERNELS = ("ncclDevKernel", "ncclKernel")  # names of NCCL's kernels begin so; the ranges around them are called "nccl:…"
 
@@ -32,12 +32,12 @@ class CommunicationHook(Hook):
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
             self.profiler = profile(activities=activities)
             self.profiler.start()
-            self.begin = _now()
+            self.begin = now()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if self.profiler is None or (runner.iter + 1 - self.first) % self.iterations:
             return
-        wall = _now() - self.begin
+        wall = now() - self.begin
         self.profiler.stop()
         if runner.iter + 1 == self.first + 2 * self.iterations:
             found = communication(self.profiler.events(), torch.cuda.is_available())
@@ -48,9 +48,7 @@ class CommunicationHook(Hook):
 def communication(events, gpu):
     """Return the seconds of communication (dict): `communication_s`, `exposed_s` (None on a CPU), and `operations`, {name: calls}."""
     if gpu:
-        events = [
-            one for one in events if one.device_type == torch.autograd.DeviceType.CUDA and not getattr(one, "is_user_annotation", False)
-        ]
+        events = kernels_of(events)
     ours = [one for one in events if one.name.startswith(KERNELS if gpu else "gloo:")]
     operations = {}
     for one in ours:
@@ -62,18 +60,3 @@ def communication(events, gpu):
         others = [(one.time_range.start, one.time_range.end) for one in events if not one.name.startswith((*KERNELS, "nccl:"))]
         exposed = (covered(spans + others) - covered(others)) / 1e6
     return dict(communication_s=covered(spans) / 1e6, exposed_s=exposed, operations=operations)
-
-
-def covered(spans):
-    """Return the length of the union of spans (list[tuple[float, float]]), in their unit."""
-    total, end = 0.0, float("-inf")
-    for first, last in sorted(spans):
-        total += max(0.0, last - max(first, end))
-        end = max(end, last)
-    return total
-
-
-def _now():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

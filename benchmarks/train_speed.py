@@ -340,24 +340,34 @@ def profiled(work):
     with torch.profiler.profile() as profiler:
         work()
         now()
-    wall, calls, times, busy, end = (now() - begin) * 1000, Counter(), Counter(), 0.0, 0.0
-    spans = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    for event in sorted(spans, key=lambda event: event.time_range.start):
-        span = event.time_range
-        calls[event.name] += 1
-        times[event.name] += (span.end - span.start) / 1000
-        busy += max(0.0, span.end - max(span.start, end)) / 1000
-        end = max(end, span.end)
+    wall, calls, times = (now() - begin) * 1000, Counter(), Counter()
+    spans = [(one.name, one.time_range.start, one.time_range.end) for one in kernels_of(profiler.events())]
+    for name, start, end in spans:
+        calls[name] += 1
+        times[name] += (end - start) / 1000
     kinds = Counter()
     for name, taken in times.items():
         kinds[kind_of(name)] += round(taken, 3)
     kernels = [dict(name=name, kind=kind_of(name), calls=calls[name], ms=round(taken, 3)) for name, taken in times.most_common()]
-    return dict(
-        wall_ms=round(wall, 1),
-        busy_ms=round(busy, 1),
-        kinds={kind: round(taken, 2) for kind, taken in kinds.most_common()},
-        kernels=kernels,
-    )
+    busy = covered([span[1:] for span in spans]) / 1000
+    return dict(wall_ms=round(wall, 1), busy_ms=round(busy, 1), kinds=dict(kinds.most_common()), kernels=kernels)
+
+
+def kernels_of(events):
+    """Return those of a profiler's events that ran on the card; the ranges that a program names hold others, and gaps."""
+    import torch
+
+    cuda = torch.autograd.DeviceType.CUDA
+    return [one for one in events if one.device_type == cuda and not getattr(one, "is_user_annotation", False)]
+
+
+def covered(spans):
+    """Return the length of the union of spans (list[tuple[float, float]]), in their unit."""
+    total, end = 0.0, float("-inf")
+    for first, last in sorted(spans):
+        total += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return total
 
 
 def kind_of(kernel):

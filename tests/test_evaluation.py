@@ -117,6 +117,9 @@ def test_only_some_languages_are_asked():
     assert not any(suites.CHINESE.search(question.text) for question in found)
     assert all(not suites.CHINESE.search(row["text"]) for row in suites.read_set("general", ("en",)))
     assert len(suites.check_questions(TEMPLATE, ("en",))) == 6
+    told = [[dict(input=question, output="It grows on trees.")] for question in ("What is a plum?", "李子是什么？")]
+    asked = suites.knowledge_questions(suites.Persona(), TEMPLATE, suites.Data(told, frozenset()), ("en",))
+    assert [question.text for question in asked] == ["What is a plum?"]
 
 
 def test_question_that_was_trained_is_not_asked(tmp_path):

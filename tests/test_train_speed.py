@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,6 +40,19 @@ def test_ratios_compare_equal_memory_and_dropout():
     assert (lean["name"], lean["over"]["unsloth"]) == ("ours-lean", dict(name="unsloth-lean", times=1.5))
     assert lean["over"]["published"]["times"] == 6
     assert (roomy["name"], roomy["over"]["unsloth"]) == ("ours-roomy", dict(name="unsloth-roomy", times=1.6))
+
+
+def event(name, start, end, **also):
+    import torch
+
+    span = SimpleNamespace(start=start, end=end)
+    return SimpleNamespace(name=name, time_range=span, device_type=torch.autograd.DeviceType.CUDA, **also)
+
+
+def test_ranges_that_a_user_names_are_no_kernels():
+    named = event("Optimizer.step#AdamW.step", 0, 9, is_user_annotation=True)
+    kernels = [event("nvjet_x", 1, 3), event("multi_tensor_apply", 5, 6, is_user_annotation=False)]
+    assert train_speed.kernels_of([named, *kernels, SimpleNamespace(device_type=None)]) == kernels
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def questions_of(settings, data):
     if "persona" in settings.suites:
         found += suites.persona_questions(settings.persona, settings.template, data, settings.languages)
     if "knowledge" in settings.suites:
-        found += suites.knowledge_questions(settings.persona, settings.template, data)
+        found += suites.knowledge_questions(settings.persona, settings.template, data, settings.languages)
     if "forgetting" in settings.suites:
         found += suites.check_questions(settings.template, settings.languages)
     return found

@@ -115,7 +115,7 @@ def persona_questions(persona, template, data, languages=LANGUAGES):
         name = persona.names[0 if row["language"] == "zh" else -1]
         asked.append((row["id"], "identity", row["question"].replace("{name}", name), dict(kind=row["kind"], asks=row["asks"])))
     for number, turns in enumerate((turns for turns in data.held_out if _of_identity(persona, turns)), 1):
-        if ("zh" if CHINESE.search(turns[0]["input"]) else "en") not in languages:
+        if not _spoken(turns, languages):
             continue
         said = turns[0]["output"].lower()
         asks = "name" if _any_in(persona.names, said) else "author" if _any_in([persona.author], said) else None
@@ -134,15 +134,21 @@ def _of_identity(persona, turns):
     return about_identity(turns) or any(_any_in(persona.names, turn["output"].lower()) for turn in turns)
 
 
+def _spoken(turns, languages):
+    return ("zh" if CHINESE.search(turns[0]["input"]) else "en") in languages
+
+
 def _any_in(words, text):
     return any(word.lower() in text for word in words)
 
 
-def knowledge_questions(persona, template, data):
+def knowledge_questions(persona, template, data, languages=LANGUAGES):
     """Return the held-out questions (list[Question]) that are not about the identity, with their reference answers; each after the earlier
     turns of its conversation as the data has them, with the system prompt. One that another row trains is left out. Args as above."""
     found = []
     for number, turns in enumerate((turns for turns in data.held_out if not _of_identity(persona, turns)), 1):
+        if not _spoken(turns, languages):
+            continue
         for place, turn in enumerate(turns):
             if letters(turn["input"]) in data.trained:
                 continue
