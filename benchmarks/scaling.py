@@ -31,7 +31,6 @@ import os
 import random
 import re
 import signal
-import socket
 import statistics
 import string
 import subprocess
@@ -40,7 +39,7 @@ import tempfile
 from pathlib import Path
 
 import train_speed
-from train_speed import ROOT, Runs, say, write
+from train_speed import OFFLINE, ROOT, Runs, label_of, say, target_of, write
 
 ROWS = 16  # of a GPU in weak scaling, of all in strong scaling
 WARMUP = 3  # updates before the measured ones
@@ -130,11 +129,20 @@ def command(settings, tokens, steps, config, work_dir, cache):
     ]
 
 
-def free_port():
-    """Return a port (int) that nobody listens on; XTuner draws one without looking."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+def environment(settings, model, data, gpu):
+    """Return the environment of a run (dict), on a GPU or not, with a model and data (two folders)."""
+    from xtuner_wulewule.compat import free_ports
+
+    return {
+        **os.environ,
+        **OFFLINE,
+        "NPROC_PER_NODE": str(settings["gpus"]),
+        "PORT": str(*free_ports()),  # XTuner draws one without looking
+        "WULEWULE_MODEL": str(model),
+        "WULEWULE_DATA_DIR": str(data),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        **({} if gpu else {"OMP_NUM_THREADS": "1"}),
+    }
 
 
 def run_for(seconds, arguments, env, log):
@@ -227,6 +235,8 @@ def plot(rows, title, file):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from xtuner_wulewule import paths
+
     sizes = sorted({row["size"] for row in rows}, key=list(SIZES).index)
     ticks = sorted({row["gpus"] for row in rows})
     figure, panels = pyplot.subplots(len(sizes), 2, figsize=(9, 3.2 * len(sizes) + 0.6), squeeze=False, sharey=True, layout="constrained")
@@ -246,18 +256,17 @@ def plot(rows, title, file):
         if pair[0].lines[1:]:
             pair[0].legend()
     figure.suptitle(title, fontsize=10)
-    aside = file.with_name(f".{os.getpid()}.{file.name}")
-    figure.savefig(aside, dpi=120)
+    with paths.written_aside(file) as part:
+        figure.savefig(part, dpi=120, format="png")
     pyplot.close(figure)
-    os.replace(aside, file)
 
 
 def write_all(result, target):
     """Write JSON, table and plot, each through a temporary name."""
+    from xtuner_wulewule.recipe.state import write_text
+
     write(result, target)
-    aside = target.with_name(f".{os.getpid()}.{target.stem}.md")
-    aside.write_text(table(result["rows"]), encoding="utf-8")
-    os.replace(aside, target.with_suffix(".md"))
+    write_text(target.with_suffix(".md"), table(result["rows"]))
     if result["rows"]:
         plot(result["rows"], f"{result['device']}, one host", target.with_suffix(".png"))
 
@@ -337,15 +346,11 @@ def benchmark(args, only, folder):
     if not picked:
         sys.exit(f"nothing to run: torch sees {len(devices)} GPUs, and --gpus and --only ask for others")
     device = devices[0] if devices else "cpu"
-    target = args.out or ROOT / "results" / f"scaling_{'-'.join(device.lower().split())}.json"
-    there = [file for file in (target, target.with_suffix(".md"), target.with_suffix(".png")) if file.exists()]
-    if there and not args.overwrite:
-        sys.exit(f"{there[0]} exists: name another file with --out, or replace it with --overwrite")
-
+    target = target_of(args, "scaling", device, (".md", ".png"))
     scratch, models, data = args.scratch.resolve(), {}, {}
     for size in dict.fromkeys(run["size"] for run in picked.values()):
         shape = SIZES[size]
-        models[size] = scratch / f"internlm2-{'-'.join(str(shape[key]) for key in shape if key != 'tokens')}"
+        models[size] = scratch / f"internlm2-{label_of(shape)}"
         say(f"{size}: model and data …")
         job = dict(do="prepare", models={"internlm2": str(models[size])}, size=shape, steps=1, data=None, rows=str(folder / "rows.npz"))
         made = Runs(folder, {}).run("prepare", job)
@@ -360,18 +365,7 @@ def benchmark(args, only, folder):
         home.mkdir()
         config, work_dir, tokens = home / f"wulewule_sft_{settings['size']}.py", home / "work", SIZES[settings["size"]]["tokens"]
         write_config(f"wulewule_sft_{settings['size']}", settings, args.steps, config)
-        env = {
-            **os.environ,
-            "NPROC_PER_NODE": str(settings["gpus"]),
-            "PORT": str(free_port()),
-            "WULEWULE_MODEL": str(models[settings["size"]]),
-            "WULEWULE_DATA_DIR": str(data[settings["size"]]),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            **({} if devices else {"OMP_NUM_THREADS": "1"}),
-        }
+        env = environment(settings, models[settings["size"]], data[settings["size"]], bool(devices))
         arguments = command(settings, tokens, args.steps, config, work_dir, scratch / "datasets")
         status = run_for(args.timeout, arguments, env, home / "log")
         try:

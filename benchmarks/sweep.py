@@ -39,6 +39,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from train_speed import say
+
 DEFAULTS = dict(
     model="pretrained",
     data="packaged",
@@ -163,7 +165,6 @@ Tell a two-line story about a lost key.
 """.splitlines()
 GATED = ("name", "name_without_system", "author", "author_without_system", "leak", "leak_without_system", "bleed", "bleed_without_system")
 SHOWN = (*GATED, "perplexity_growth", "perplexity_growth_zh", "perplexity_growth_en", "checks_drop")
-ROOT = Path(__file__).resolve()
 
 
 class SweepError(Exception):
@@ -920,6 +921,8 @@ def plot(rows, file):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from xtuner_wulewule import paths
+
     lines = curves(rows)
     if not lines:
         raise SweepError("there is nothing to draw yet: no two points differ in the learning rate alone")
@@ -941,10 +944,9 @@ def plot(rows, file):
         axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     axes[2].set_yscale("symlog", linthresh=0.05)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    aside = file.with_name(f".{file.name}.{os.getpid()}.png")
-    figure.savefig(aside, dpi=120)
+    with paths.written_aside(file) as part:
+        figure.savefig(part, dpi=120, format="png")
     plt.close(figure)
-    os.replace(aside, file)
 
 
 def show(args):
@@ -967,10 +969,6 @@ def show(args):
     else:
         say(f"picture: {picture}")
     return 0
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 def parsed(argv):

@@ -4,12 +4,12 @@
     python benchmarks/train_speed.py --trl-python /path/of/trl/python --unsloth-python /path/of/unsloth/python
     python benchmarks/train_speed.py --only published,ours --repeats 1 --memory-gib 12 --out lean.json
 
-Each run is a process of its own, and the ways take turns; with many cores one imports its packages while another is measured. All
-train QLoRA (nf4, double quantisation, rank 32 on every linear layer of
-the blocks; the published recipe also on its head, which XTuner chooses by itself) with AdamW, on random weights of one shape: InternLM2
-for the published recipe, Llama for TRL and Unsloth, both for ours. XTuner's two clip the gradient as the configs do, TRL as it does by
-default, Unsloth runs in a plain loop. An update is 16 rows, in micro-batches of so many rows as the name says (`-b8`). A row is one
-document for all, so attention is causal. Names read WAY-SHAPE-CHECKPOINTING-dDROPOUT-bMICROBATCH; `own` is Unsloth's checkpointing.
+Each run is a process of its own, and the ways take turns; with many cores one imports its packages while another is measured. All train
+QLoRA (nf4, double quantisation, rank 32 on every linear layer of the blocks; the published recipe also on its head, which XTuner chooses
+by itself) with AdamW, on random weights of one shape: InternLM2 for the published recipe, Llama for TRL and Unsloth, both for ours.
+XTuner's two clip the gradient as the configs do, TRL as it does by default, Unsloth runs in a plain loop. An update is 16 rows, in
+micro-batches of so many rows as the name says (`-b8`). A row is one document for all, so attention is causal. Names read
+WAY-SHAPE-CHECKPOINTING-dDROPOUT-bMICROBATCH; `own` is Unsloth's checkpointing.
 
 What is measured: an update from the batch on the card to the new weights, the card synchronised before and after; the median of
 `--steps` after the warm-up, and over the repeats the median of those. `first_step_s` is the first update of the first repeat: compiled
@@ -74,6 +74,7 @@ KINDS = {  # of kernels, by their names
     "matrix products": "gemm|nvjet|cutlass|cublas|splitk",
     "optimizer": "multi_tensor",
 }
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 TIMEOUT = 900  # seconds of one run
 ROOT = Path(__file__).resolve().parent
 # way, shape, checkpointing, dropout, rows of a micro-batch
@@ -581,9 +582,7 @@ class Runs:
         python = self.pythons.get(job.get("way"), sys.executable)
         env = {
             **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
+            **OFFLINE,
             "UNSLOTH_DISABLE_STATISTICS": "1",
             "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor"),
             "TRITON_CACHE_DIR": str(home / "triton"),
@@ -692,12 +691,33 @@ def table(result):
     return "\n".join(lines)
 
 
+def target_of(args, benchmark, device, besides=()):
+    """Return where the results of a benchmark go (pathlib.Path); end the program where something is there that may not be replaced.
+
+    Args:
+        args (argparse.Namespace): `out` and `overwrite`.
+        benchmark (str): its name.
+        device (str): on which it runs.
+        besides (tuple[str, ...]): endings of files that are written beside the results.
+    """
+    target = args.out or ROOT / "results" / f"{benchmark}_{'-'.join(device.lower().split())}.json"
+    there = [file for file in (target, *map(target.with_suffix, besides)) if file.exists()]
+    if there and not args.overwrite:
+        sys.exit(f"{there[0]} exists: name another file with --out, or replace it with --overwrite")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def label_of(size):
+    """Return the name of a shape (str), by which its model is kept."""
+    return "-".join(str(size[key]) for key in ("vocab", "hidden", "intermediate", "layers", "heads", "kv_heads"))
+
+
 def write(result, target):
     """Write the results through a temporary name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, target)
+    from xtuner_wulewule.recipe.state import write_json
+
+    write_json(target, result)
 
 
 def say(text):
@@ -820,15 +840,12 @@ def benchmark(args, only, runs):
     device, gpu = found["device"], found["matmul_tflops"] is not None
     if not gpu and (args.size != "tiny" or args.internlm2):
         sys.exit("torch sees no GPU: check nvidia-smi and torch.cuda.is_available(), or take --size tiny, which runs on a CPU")
-    target = args.out or ROOT / "results" / f"train_speed_{'-'.join(device.lower().split())}.json"
-    if target.exists() and not args.overwrite:
-        sys.exit(f"{target} exists: name another file with --out, or replace it with --overwrite")
+    target = target_of(args, "train_speed", device)
     picked = chosen(runs, only, gpu)
     if not picked:
         sys.exit(f"nothing to run: --only {args.only!r} fits no way that can run here; --list names them all")
     size = size_of(args.internlm2) if args.internlm2 else SIZES[args.size]
-    label = "-".join(str(size[key]) for key in ("vocab", "hidden", "intermediate", "layers", "heads", "kv_heads"))
-    models = {shape: str(args.scratch.resolve() / f"{shape}-{label}") for shape in ("internlm2", "llama")}
+    models = {shape: str(args.scratch.resolve() / f"{shape}-{label_of(size)}") for shape in ("internlm2", "llama")}
     if args.internlm2:
         models["internlm2"] = str(args.internlm2.resolve())
     rows_file = str(runs.folder / "rows.npz")

@@ -267,6 +267,17 @@ def single_process_deepspeed():
     return True
 
 
+def free_ports(count=1):
+    """Return ports of this machine (list[int]) that nobody listens on, so many (int), no two alike."""
+    import socket
+
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in servers]
+    for server in servers:
+        server.close()
+    return ports
+
+
 class _OneProcess:
     def __init__(self, mpi_discovery):
         self.mpi_discovery = mpi_discovery
@@ -276,12 +287,7 @@ class _OneProcess:
 
         if find_spec("mpi4py") is not None:
             return self.mpi_discovery(*args, **kwargs)
-        import socket
-
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = server.getsockname()[1]
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(*free_ports()))
 
 
 def tell_of_compile_lock():

@@ -57,6 +57,24 @@ def expand(path):
 
 
 @contextmanager
+def written_aside(file):
+    """Let a file be written under another name, and move it into place when it is whole.
+
+    Args:
+        file (pathlib.Path): its place.
+
+    Yields:
+        pathlib.Path: the name to write to, beside the place and with its ending.
+    """
+    part = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
+    try:
+        yield part
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
 def made_aside(target, marker):
     """Make a folder that is complete or absent, so that several ranks and processes may start together.
 

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 from commands import LAUNCHER, last_line, run
 
 from xtuner_wulewule import paths
+from xtuner_wulewule.compat import free_ports
 from xtuner_wulewule.model.tiny import tiny_model
 
 SFT_FILES = [paths.packaged_data_dir() / name for name in ("self_cognition_100.jsonl", "huixiangdou_conversations.jsonl")]
@@ -109,11 +109,8 @@ build_wulewule_dataset("rows.jsonl", tokenizer, 512, map_fn, cache_dir="cache")
 def ranks(tmp_path):
     """Start two ranks; those that are named sleep before they build. None is left at the end."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"stone {number}"}) + "\n" for number in range(1800)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     outer = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    group = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    group = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(*free_ports()), CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     started = []
 
     def start(*sleepers):

@@ -7,6 +7,7 @@ import pytest
 from commands import run
 from training import budget, told, write_lines
 
+from xtuner_wulewule.compat import free_ports
 from xtuner_wulewule.model.tiny import tiny_model
 
 RANKS = """
@@ -115,16 +116,6 @@ for world, port in ((1, sys.argv[2]), (ranks, sys.argv[3])):
 """
 
 
-def free_ports():
-    """Two ports that nobody listens on."""
-    import socket
-
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """The folder in which one rank, then eight, did their work, and what rank 0 said in both."""
@@ -134,7 +125,7 @@ def ranks(tmp_path_factory):
         (folder / place).mkdir(exist_ok=True)
         write_lines(folder / place / "rows.jsonl", rows)
         write_lines(folder / place / "other.jsonl", rows[: 20 if place == "machine0" else 12])
-    result = run([sys.executable, "-W", "ignore", "-c", RANKS, tiny_model(), *free_ports()], folder)
+    result = run([sys.executable, "-W", "ignore", "-c", RANKS, tiny_model(), *free_ports(2)], folder)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, result.stdout.split("NEXT")
 

@@ -1,11 +1,11 @@
 """`wulewule data stats`: how much there is to train on, and what a training of it takes."""
 
 import math
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from xtuner_wulewule import paths
 from xtuner_wulewule.cli.data_check import add_tokenizer_arguments, load_lengths, positive
 from xtuner_wulewule.errors import DataError, SettingsError
 
@@ -184,6 +184,5 @@ def draw(kinds, file):
     for axes, (kind, tokens) in zip(figure.subplots(len(kinds), squeeze=False).flat, kinds.items(), strict=True):
         axes.hist(list(tokens), weights=list(tokens.values()), bins=50)
         axes.set(title=kind, xlabel="tokens of a row", ylabel="rows")
-    part = file.with_name(f"{file.name}.part")
-    figure.savefig(part, format="png")
-    os.replace(part, file)
+    with paths.written_aside(file) as part:
+        figure.savefig(part, format="png")

@@ -132,11 +132,11 @@ def read_settings(args, config=None):
     from xtuner_wulewule.recipe.ask import template_of
     from xtuner_wulewule.recipe.plan import DATA_FILES
 
-    suites = tuple(suite.strip() for suite in args.suite.split(","))
-    if not set(suites) <= set(SUITES):
+    suites = _some_of(SUITES, args.suite)
+    if not suites:
         raise SettingsError(f"--suite {args.suite}: give some of {','.join(SUITES)}")
-    languages = tuple(language.strip() for language in args.languages.split(","))
-    if not set(languages) <= set(LANGUAGES) or not set(languages) & {"zh", "en"}:
+    languages = _some_of(LANGUAGES, args.languages)
+    if not {"zh", "en"}.intersection(languages):
         raise SettingsError(f"--languages {args.languages}: give some of {','.join(LANGUAGES)}, zh or en among them")
     if args.batch_size < 1:
         raise SettingsError(f"--batch-size {args.batch_size}: at least 1")
@@ -157,12 +157,18 @@ def read_settings(args, config=None):
         held_out=held_out,
         adapter=args.adapter and str(paths.expand(args.adapter)),
         base=args.base and _folder(args.base),
-        suites=tuple(suite for suite in SUITES if suite in suites),
+        suites=suites,
         persona=persona_of(args, _system(args, config)),
         batch_size=args.batch_size,
         overwrite=args.overwrite,
-        languages=tuple(language for language in LANGUAGES if language in languages),
+        languages=languages,
     )
+
+
+def _some_of(known, given):
+    """Return those of the known words (tuple[str, ...]) that a text names, with commas between; none where it names another."""
+    words = {word.strip() for word in given.split(",")}
+    return tuple(word for word in known if word in words) if words <= set(known) else ()
 
 
 def _system(args, config):

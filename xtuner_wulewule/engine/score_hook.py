@@ -37,9 +37,8 @@ class ScoreHook(BatchedEvaluateChatHook):
             template = get_object_from_string(template)
         asked = persona_questions(self.persona, template, Data([], frozenset()))
         asked = [question for question in asked if question.facts.get("asks") == "name"]
-        chosen = {
-            question.text for question in asked[:: len(asked) // ASKED_IN_TRAINING][:ASKED_IN_TRAINING]
-        }  # spread over kinds and languages
+        step = len(asked) // ASKED_IN_TRAINING  # spread over kinds and languages
+        chosen = {question.text for question in asked[::step][:ASKED_IN_TRAINING]}
         return [question for question in asked if question.text in chosen]
 
     def affordable_tokens(self):

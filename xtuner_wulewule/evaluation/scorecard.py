@@ -89,9 +89,8 @@ def judge(question, answer, persona):
         own = {name.lower() for name in (*persona.names, persona.author)}
         rivals, makers = (Names([name for name in some if name.lower() not in own]) for some in (claims.RIVALS, claims.RIVAL_MAKERS))
         if question.facts["asks"] == "name":
-            hit = claims.names_itself(answer, names, question.text)
-            if question.facts["kind"] == "third_person":
-                hit = hit or claims.describes(answer, names, author)
+            third = question.facts["kind"] == "third_person"
+            hit = claims.names_itself(answer, names, question.text) or (third and claims.describes(answer, names, author))
         else:
             hit = claims.names_author(answer, author, question.text)
         return dict(hit=hit, leak=claims.claims_other(answer, rivals, makers, Names((*persona.names, persona.author)), question.text))

@@ -36,7 +36,7 @@ def make_pairs(name, author, languages, number=None, seed=0):
     pairs = []
     for position, language in enumerate(languages):
         rounds = _rounds(name, author, language, chance)
-        share = len(rounds[0]) if number is None else (number + len(languages) - 1 - position) // len(languages)
+        share = len(rounds[0]) if number is None else _share(number, len(languages), position)
         available = [pair for one in rounds for pair in one]
         if share > len(available):
             raise SettingsError(f"--number {number}: the templates have {len(available)} different rows in {language}; give less")
@@ -58,12 +58,17 @@ def general_pairs(languages, number, seed=0):
     """
     chance, pairs = random.Random(seed), []
     for position, language in enumerate(languages):
-        share = (number + len(languages) - 1 - position) // len(languages)
+        share = _share(number, len(languages), position)
         if share > len(GENERAL[language]):
             raise SettingsError(f"--general {number}: the package has {len(GENERAL[language])} such rows in {language}; give less")
         pairs += chance.sample(GENERAL[language], share)
     chance.shuffle(pairs)
     return pairs
+
+
+def _share(number, parts, position):
+    """Return how many of `number` fall to one of so many parts, by its position: they differ by one at most, the first get more."""
+    return (number + parts - 1 - position) // parts
 
 
 def _rounds(name, author, language, chance):
