@@ -58,7 +58,7 @@ def test_ranges_that_a_user_names_are_no_kernels():
 @pytest.mark.slow
 def test_tiny_run_writes_rows_and_says_what_failed(tmp_path):
     out = tmp_path / "out.json"
-    only = "published,ours-internlm2-none-d0-b8,unsloth"
+    only = "published-internlm2-full-d0.1,ours-internlm2-none-d0-b8,unsloth"
     options = ("--size", "tiny", "--repeats", 1, "--steps", 1, "--scratch", tmp_path / "models", "--out", out)
     result = run(*options, "--only", only)
     assert result.returncode == 0, result.stderr
