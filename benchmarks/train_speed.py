@@ -90,11 +90,12 @@ WAYS = [
     ("unsloth", "llama", "none", 0, 8),
     ("unsloth", "llama", "none", 0, 2),
     ("unsloth", "llama", "full", 0.1, 16),
+    ("unsloth", "llama", "none", 0.1, 16),
     ("unsloth", "llama", "none", 0.1, 8),
     *(
         ("ours", shape, checkpointing, dropout, micro)
         for shape in ("internlm2", "llama")
-        for checkpointing, micro in (("full", 2), ("none", 1), ("none", 2), ("none", 8))
+        for checkpointing, micro in (("full", 2), ("none", 1), ("none", 2), ("none", 8), ("none", 16))
         for dropout in (0, 0.1)
     ),
 ]

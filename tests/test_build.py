@@ -1,5 +1,6 @@
 """The packed data set: the same tokens as XTuner's, each of them once, and documents that do not see each other."""
 
+import functools
 import gc
 import json
 import os
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from profiles import SETTINGS
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.dataset.map_fns import template_map_fn_factory
 from xtuner.dataset.utils import Packer, encode_fn
 from xtuner.utils import PROMPT_TEMPLATE
@@ -240,6 +242,15 @@ def test_concat_in_order_is_what_xtuner_packs_and_what_it_drops(build, tokenizer
     assert [row["input_ids"] for row in mine[:full]] == theirs["input_ids"] and [row["labels"] for row in mine[:full]] == theirs["labels"]
     total = sum(len(row["input_ids"]) for row in rows)
     assert len(mine) == full + 1 and sum(dataset.length) == total and len(mine[-1]["input_ids"]) == total - 256 * full
+
+
+@pytest.mark.parametrize("collate", [wulewule_collate_fn, functools.partial(default_collate_fn, use_varlen_attn=False)])
+def test_a_loader_gets_the_same_batches_from_arrays_as_from_lists(collate, build):
+    dataset = build(SFT_FILES, wulewule_sft_map_fn, TEMPLATE, max_length=512)
+    batch = next(iter(torch.utils.data.DataLoader(dataset, batch_size=4, collate_fn=collate)))["data"]
+    expected = collate([dataset[number] for number in range(4)])["data"]
+    assert isinstance(dataset[0]["input_ids"], list) and isinstance(dataset.__getitems__([0])[0]["input_ids"], np.ndarray)
+    assert batch.keys() == expected.keys() and all(torch.equal(batch[name], expected[name]) for name in batch)
 
 
 @pytest.mark.parametrize("mode", list(packing.MODES))

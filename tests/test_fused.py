@@ -128,6 +128,26 @@ def test_weights_that_are_kept_dequantised_change_nothing():
                 two.data.add_(0.01)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["internlm2", "qwen2"])
+def test_more_memory_for_the_backward_changes_nothing(name, rate):
+    model = tune(name, adapter=lora(lora_dropout=rate), fused=True)
+    model._step = model._fused_step()
+    decoder = model._step.decoder
+    found = {}
+    for roomy in (False, True, False):
+        if roomy:
+            decoder.make_resident()
+        decoder.make_roomy(roomy)
+        for step in range(2):  # the adapters are taken anew in each step
+            torch.manual_seed(5)
+            _, now = grads(model, batch())
+            before = found.setdefault(step, now)
+            assert max(float((now[key] - before[key]).norm() / before[key].norm()) for key in now) <= 1e-5
+            for parameter in decoder.parameters:
+                parameter.data.add_(0.01 if step == 0 else -0.01)
+
+
 def test_accumulation_and_the_scale_of_the_loss_reach_the_gradients():
     model = tune("llama", fused=True)
     plain = plain_twin(model)
@@ -283,3 +303,33 @@ def test_what_is_computed_again_and_how_many_rows_are_taken_follow_the_free_memo
     assert planned(0.5, "full") == ("full", 1)  # it is tried all the same
     assert planned(100, "none", checkpointing="selective") == ("selective", 4)
     assert planned(100, "none", tokens=16384) == ("none", 16)
+
+
+def test_memory_is_taken_for_time_where_more_rows_than_by_default_are_wanted_and_fit():
+    def roomy(spare, **arguments):
+        """Whether a step does so that has the memory for eight rows, the weights and `spare` times what it would take."""
+        step = FusedStep(model.llm, torch.float32, compiled=False, resident=True, **arguments)
+        needed = RESERVE + OPTIMIZER_BYTES * sum(p.numel() for p in step.parameters) + step.decoder.head_bytes()
+        whole, more = step.decoder.roomy_bytes()
+        step._plan(1024, needed + step.decoder.weight_bytes() + step.decoder.token_bytes("none") * 8192 + spare * (whole + more * 8192))
+        assert step.tokens == 8192 or step.tokens == 4096 == arguments["tokens"]
+        return step.decoder.roomy
+
+    model = tune("llama", adapter=lora(lora_dropout=0.1), fused=True)
+    assert roomy(1, tokens=8192)
+    assert not roomy(0.9, tokens=8192)
+    assert not roomy(9, tokens=4096)
+    assert not roomy(9, tokens=8192, checkpointing="selective")
+
+
+def test_memory_that_runs_out_is_first_taken_from_what_saves_time(monkeypatch):
+    model, said = tune("llama", fused=True), []
+    monkeypatch.setattr("mmengine.logging.print_log", lambda text, **_: said.append(text))
+    step = model._step = FusedStep(model.llm, torch.float32, compiled=False, resident=True, tokens=8192)
+    step._plan(1024, 2**50)
+    assert "once more for the backward" in said[0]
+    step._step_down(1024)
+    assert step.tokens == 8192 and not step.decoder.roomy and "once more" not in said[1]
+    assert all(linears.beside is None and not linears.keep for linears in step.decoder.linears)
+    step._step_down(1024)
+    assert step.tokens == 4096

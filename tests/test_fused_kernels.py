@@ -27,11 +27,13 @@ for values in (x, wide[:, width:]):
 outer, b, inner = torch.randn(tokens, 2 * rank), torch.randn(2 * width, rank), torch.randn(tokens, rank)
 arguments = x, outer, torch.randn(2 * rank, width), masks, p
 same(kernels.add_dropped_product(*arguments), math.add_dropped_product(*arguments))
+part = torch.randn(tokens, width + 2 * rank)[:, :width]  # as a product with more columns leaves it
+same(kernels.add_dropped_product(part, *arguments[1:]), math.add_dropped_product(part, *arguments[1:]))
 arguments = wide, outer, b, mask, a, p
 for found, expected in zip(kernels.swiglu_project(*arguments), math.swiglu_project(*arguments)):
     same(found, expected)
-for one, rate in ((mask, p), (None, 0.0)):
-    arguments = x, wide, outer, b, one, a, inner, rate
+for first, one, rate in ((x, mask, p), (part, mask, p), (x, None, 0.0), (part, None, 0.0)):
+    arguments = first, wide, outer, b, one, a, inner, rate
     for found, expected in zip(kernels.swiglu_backward(*arguments), math.swiglu_backward(*arguments)):
         same(found, expected)
 for p in (0.1, 0.6):

@@ -114,6 +114,13 @@ class PackedDataset(torch.utils.data.Dataset):
     def __getitem__(self, index):
         """Return a row: `input_ids`, `labels` (-100 where not trained), `position_ids` (from 0 in each document), lists of the row's
         length, and `cumulative_len`, the places between documents, from 0 to the row's length."""
+        return {name: values.tolist() for name, values in self._row(index).items()}
+
+    def __getitems__(self, indices):
+        """Return the rows of a batch as a loader of PyTorch asks for them: as of `__getitem__`, but arrays (int64) instead of lists."""
+        return [self._row(index) for index in indices]
+
+    def _row(self, index):
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
@@ -121,12 +128,12 @@ class PackedDataset(torch.utils.data.Dataset):
         begins, lengths = self._begins[pieces], self._lengths[pieces]
         tokens = np.concatenate([self.store.tokens[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)])
         trained = tokens >= 0
-        ids = np.where(trained, tokens, ~tokens)
+        ids = np.where(trained, tokens, ~tokens).astype(np.int64)
         return dict(
-            input_ids=ids.tolist(),
-            labels=np.where(trained, ids, -100).tolist(),
-            position_ids=np.concatenate([np.arange(length) for length in lengths]).tolist(),
-            cumulative_len=[0, *np.cumsum(lengths).tolist()],
+            input_ids=ids,
+            labels=np.where(trained, ids, -100),
+            position_ids=np.concatenate([np.arange(length) for length in lengths]),
+            cumulative_len=np.concatenate([[0], np.cumsum(lengths)]),
         )
 
     def describe(self):
@@ -171,8 +178,8 @@ def wulewule_collate_fn(instances, pad_index=0):
     for row, instance in enumerate(instances):
         size = len(instance["input_ids"])
         for key, values in data.items():
-            values[row, :size] = torch.tensor(instance[key])
-        bounds = torch.tensor(instance["cumulative_len"])
+            values[row, :size] = torch.as_tensor(instance[key])
+        bounds = torch.as_tensor(instance["cumulative_len"])
         documents[row, :size] = torch.repeat_interleave(torch.arange(1, len(bounds), dtype=torch.int32), bounds.diff())
     if any(len(instance["cumulative_len"]) > 2 for instance in instances):
         data["document_ids"] = documents

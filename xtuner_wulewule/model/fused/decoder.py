@@ -103,23 +103,22 @@ class Layer:
 
     def _backward_of(self, linears, grad, branch, x, first=False):
         """Return the gradient of the input x of linear layers, and add those of their adapters."""
-        of_inner = linears.inner_gradient(grad)
+        of_inner, of_x = (linears.inner_gradient(grad), None) if first else linears.input_gradients(grad)
         linears.add_gradient_of_b(grad, branch.inner)
-        linears.add_gradient_of_a(x, of_inner, branch.masks, self.kernels)
-        return None if first else linears.input_gradient(grad, of_inner, branch.masks, self.kernels)
+        linears.add_gradient_of_a(x, of_inner, branch, self.kernels)
+        return None if first else linears.add_adapters(of_x, of_inner, branch.masks, self.kernels)
 
     def _feed_backward(self, grad, saved):
         up, down, branch = self.up, self.down, saved.down
-        of_inner = down.inner_gradient(grad)
+        of_inner, of_act = down.input_gradients(grad)
         down.add_gradient_of_b(grad, branch.inner)
-        of_act = grad @ down.weight()
         of_wide, sums = self.kernels.swiglu_backward(of_act, saved.wide, saved.up.inner, up.b, branch.masks, down.a, of_inner, self.rate)
         saved.wide = None
         for total, part in zip((down.grad_a, *up.grad_b), sums, strict=True):
             total += part
-        of_inner = up.inner_gradient(of_wide)
-        up.add_gradient_of_a(saved.normed[1], of_inner, saved.up.masks, self.kernels)
-        return up.input_gradient(of_wide, of_inner, saved.up.masks, self.kernels)
+        of_inner, of_normed = up.input_gradients(of_wide)
+        up.add_gradient_of_a(saved.normed[1], of_inner, saved.up, self.kernels)
+        return up.add_adapters(of_normed, of_inner, saved.up.masks, self.kernels)
 
     def _norm_backward(self, saved, number, of_normed, grad):
         return self.kernels.rms_norm_backward(of_normed, grad, saved.normed[number], saved.scales[number], self.norms[number].weight)
@@ -164,12 +163,13 @@ class Decoder:
 
     Attributes:
         resident (bool): whether the weights are kept dequantised.
+        roomy (bool): whether more memory is taken for time: see `Linears.beside` and `Linears.keep`.
         checkpointing (str): see `Layer.forward`.
     """
 
     def __init__(self, parts, dtype, residual, kernels):
         self.parts, self.dtype, self.residual, self.kernels = parts, dtype, residual, kernels
-        self.checkpointing, self.resident = "none", False
+        self.checkpointing, self.resident, self.roomy = "none", False, False
         lora = lora_of([*(module for layer in parts.layers for module in layer.linears()), parts.head])
         self.layers = [Layer(layer, dtype, kernels, lora) for layer in parts.layers]
         self.head = Linears([parts.head], dtype, **lora)
@@ -217,6 +217,26 @@ class Decoder:
             for linears in layer.linears:
                 linears.make_resident()
 
+    def make_roomy(self, roomy=True):
+        """Take more memory for time from now on, or no longer: only where the weights are resident and nothing is computed again."""
+        self.roomy = roomy
+        for layer in self.layers:
+            for linears in (layer.qkv, layer.up, layer.down):  # not `o`: attention's backward wants its gradient in one piece
+                linears.beside = None
+                if roomy and linears.ranks:
+                    linears.make_beside()
+            for linears in (layer.qkv, layer.o, layer.up):  # SwiGLU's kernels drop what `down` takes
+                linears.keep = roomy
+
+    def roomy_bytes(self):
+        """Return the bytes (int) that `make_roomy` takes, and those that a token then takes besides `token_bytes`."""
+        half, whole, token = self.dtype.itemsize, 0, 0
+        for layer in self.layers:
+            whole += sum(half * sum(linears.outs) * (linears.width + len(linears.a)) for linears in (layer.qkv, layer.up, layer.down))
+            dropped = [linears for linears in (layer.qkv, layer.o, layer.up) if not linears.merged]
+            token += sum(half * linears.width * len(linears.ranks) for linears in dropped)
+        return whole, token
+
     def token_bytes(self, checkpointing):
         """Return the bytes (int) that a token takes: what the layers keep, and the most that one of them needs besides."""
         half, full = self.dtype.itemsize, self.residual.itemsize
@@ -263,10 +283,10 @@ class Decoder:
             seen, branch = normed[places], Branch()
             of_part, of_logits = k.cross_entropy(head.forward(seen, branch, k), targets[places], weight)
             loss += of_part
-            of_inner = head.inner_gradient(of_logits)
+            of_inner, of_seen = head.input_gradients(of_logits)
             head.add_gradient_of_b(of_logits, branch.inner)
-            head.add_gradient_of_a(seen, of_inner, branch.masks, k)
-            of_normed.index_copy_(0, places, head.input_gradient(of_logits, of_inner, branch.masks, k))
+            head.add_gradient_of_a(seen, of_inner, branch, k)
+            of_normed.index_copy_(0, places, head.add_adapters(of_seen, of_inner, branch.masks, k))
         return loss, k.rms_norm_backward(of_normed, torch.zeros_like(normed), normed, scale, norm.weight)
 
 

@@ -47,6 +47,7 @@ def _drop(x, masks, out, scale, tokens, stride, WIDTH: tl.constexpr, COUNT: tl.c
 @triton.jit
 def _add_dropped_product(
     x,
+    stride,
     inner,
     a,
     masks,
@@ -61,15 +62,14 @@ def _add_dropped_product(
 ):
     token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    place = token[:, None] * WIDTH + channel[None, :]
-    total = tl.load(x + place).to(tl.float32)
+    total = tl.load(x + token[:, None] * stride + channel[None, :]).to(tl.float32)
     for number in tl.static_range(COUNT):
         rank = number * RANK + tl.arange(0, RANK)
         left = tl.load(inner + token[:, None] * (COUNT * RANK) + rank[None, :])
         branch = tl.dot(left, tl.load(a + rank[:, None] * WIDTH + channel[None, :]), input_precision="ieee")
         kept = _kept(masks + number * (tokens // 8) * WIDTH, token, channel, WIDTH)
         total += tl.where(kept, branch * scale, 0.0)
-    tl.store(out + place, total)
+    tl.store(out + token[:, None] * WIDTH + channel[None, :], total)
 
 
 @triton.jit
@@ -112,6 +112,7 @@ def _swiglu_project(
 @triton.jit
 def _swiglu_backward(
     of_act,
+    act_stride,
     wide,
     stride,
     outer,
@@ -142,7 +143,7 @@ def _swiglu_backward(
         token = (tl.program_id(1) * SPAN + begin + tl.arange(0, TOKENS)).to(tl.int64)
         place = token[:, None] * stride + channel[None, :]
         gate, up = tl.load(wide + place).to(tl.float32), tl.load(wide + place + WIDTH).to(tl.float32)
-        grad = tl.load(of_act + token[:, None] * WIDTH + channel[None, :]).to(tl.float32)
+        grad = tl.load(of_act + token[:, None] * act_stride + channel[None, :]).to(tl.float32)
         at_gate = tl.load(outer + token[:, None] * (2 * RANK) + rank[None, :])
         at_up = tl.load(outer + token[:, None] * (2 * RANK) + RANK + rank[None, :])
         back = tl.load(of_inner + token[:, None] * RANK + rank[None, :])
@@ -195,9 +196,9 @@ def drop(x, masks, p):
 def add_dropped_product(x, inner, a, masks, p):
     """As `math.add_dropped_product`."""
     (tokens, width), count = x.shape, len(masks)
-    out = torch.empty_like(x)
+    out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
     shape = dict(WIDTH=width, RANK=len(a) // count, COUNT=count, TOKENS=TOKENS, CHANNELS=CHANNELS)
-    _add_dropped_product[(tokens // TOKENS, width // CHANNELS)](x, inner, a, masks, out, 1 / (1 - p), tokens, **shape)
+    _add_dropped_product[(tokens // TOKENS, width // CHANNELS)](x, x.stride(0), inner, a, masks, out, 1 / (1 - p), tokens, **shape)
     return out
 
 
@@ -224,7 +225,7 @@ def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
     shape = dict(SPAN=tokens // parts, WIDTH=width, RANK=rank, DROPPED=dropped, TOKENS=block, CHANNELS=CHANNELS)
     grid = width // CHANNELS, parts
     _swiglu_backward[grid](
-        of_act, wide, wide.stride(0), outer, b, mask, a, of_inner, of_wide, grads, 1 / (1 - p), **shape, num_stages=stages
+        of_act, of_act.stride(0), wide, wide.stride(0), outer, b, mask, a, of_inner, of_wide, grads, 1 / (1 - p), **shape, num_stages=stages
     )
     return of_wide, grads.sum(0)
 

@@ -9,10 +9,11 @@ class Branch:
     Attributes:
         masks (torch.Tensor | None): of their dropout, as of `math.draw_masks`; None where there is none.
         inner (torch.Tensor | None): A x of all of them side by side (T, adapters * rank).
+        dropped (torch.Tensor | None): x with each of the masks (adapters, T, width), where memory is traded for time.
     """
 
     def __init__(self):
-        self.masks = self.inner = None
+        self.masks = self.inner = self.dropped = None
 
 
 class Linears:
@@ -30,6 +31,9 @@ class Linears:
         a (torch.Tensor): A of the adapters, one below the other (adapters * rank, width).
         b (torch.Tensor): their B, scaled (sum of outs with an adapter, rank).
         merged (bool): whether the weights hold B A: where there is no dropout.
+        beside (torch.Tensor | None): the weights, and right of them the B of all adapters (sum of outs, width + adapters * rank): one
+            product then gives both gradients of the backward, that of x and that of A x.
+        keep (bool): keep `Branch.dropped` for the backward.
     """
 
     def __init__(self, layers, dtype, rank, rate, complete=False):
@@ -51,7 +55,8 @@ class Linears:
         self.b_parts = self.b.split([self.outs[number] for number in adapted]) if adapted else ()
         self.grad_a, self.grad_b = None, []
         self.merged = rate == 0.0
-        self.resident = None
+        self.resident = self.beside = None
+        self.keep = False
         self.height = sum(self.outs) + self.merged * len(self.a)
 
     def gradient_sizes(self):
@@ -69,6 +74,18 @@ class Linears:
         """Keep the weights in `dtype` from now on, instead of dequantising them for each use."""
         self.resident = self._filled()
 
+    def make_beside(self):
+        """Keep a copy of the resident weights with B beside them from now on."""
+        self.beside = torch.zeros(sum(self.outs), self.width + len(self.a), dtype=self.dtype, device=self.device)
+        self.beside[:, : self.width].copy_(self.weight())
+        self._fill_beside()
+
+    def _fill_beside(self):
+        if self.merged:
+            self.beside[:, : self.width].copy_(self.weight())
+        for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
+            self.beside[rows, self.width :][:, rank].copy_(b)
+
     def _bias(self):
         if all(base.bias is None for base in self.bases):
             return None
@@ -83,6 +100,8 @@ class Linears:
             b[:, : of_b.shape[1]].copy_(of_b * layer.scaling["default"])
         if self.resident is not None and self.merged and self.parameters:
             self._fill(self.resident)
+        if self.beside is not None:
+            self._fill_beside()
 
     def _adapted(self):
         return [(layer, rank, b) for layer, rank, b in zip(self.adapters, self.ranks, self.b_parts, strict=True) if layer]
@@ -149,7 +168,7 @@ class Linears:
             return self._forward_merged(x, branch)
         if branch.inner is None:
             branch.masks = kernels.draw_masks(x, len(self.ranks), self.rate)
-            branch.inner = self._project(x, branch.masks, kernels)
+            branch.inner = self._project(x, branch, kernels)
         if len(self.rows) == len(self.outs) and self.bias is None and not apart:
             y = torch.empty(len(x), sum(self.outs), dtype=self.dtype, device=self.device)
             for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
@@ -170,9 +189,11 @@ class Linears:
             branch.inner = both[:, sum(self.outs) :].contiguous()
         return y
 
-    def _project(self, x, masks, kernels):
+    def _project(self, x, branch, kernels):
         inner = torch.empty(len(x), len(self.a), dtype=self.dtype, device=self.device)
-        for rank, part in zip(self.ranks, kernels.drop(x, masks, self.rate), strict=True):
+        dropped = kernels.drop(x, branch.masks, self.rate)
+        branch.dropped = dropped if self.keep else None
+        for rank, part in zip(self.ranks, dropped, strict=True):
             torch.mm(part, self.a[rank].t(), out=inner[:, rank])
         return inner
 
@@ -185,26 +206,33 @@ class Linears:
             torch.mm(grad[:, rows], b, out=inner[:, rank])
         return inner
 
-    def input_gradient(self, grad, of_inner, masks, kernels):
+    def input_gradients(self, grad):
+        """Return what `inner_gradient` returns, and the gradient of x (T, width) without the share of adapters that are not merged."""
+        if self.beside is None:
+            return self.inner_gradient(grad), grad @ self.weight()
+        both = grad @ self.beside
+        return both[:, self.width :].contiguous(), both[:, : self.width]
+
+    def add_adapters(self, of_x, of_inner, masks, kernels):
         """Return the gradient of x (T, width).
 
         Args:
-            grad (torch.Tensor): of the outputs (T, sum of outs).
+            of_x (torch.Tensor): as `input_gradients` returned it.
             of_inner (torch.Tensor): as `inner_gradient` returned it.
             masks (torch.Tensor | None): of the `Branch`.
             kernels (math.Kernels): how to compute.
         """
-        of_x = grad @ self.weight()
         return of_x if masks is None else kernels.add_dropped_product(of_x, of_inner, self.a, masks, self.rate)
 
-    def add_gradient_of_a(self, x, of_inner, masks, kernels):
-        """Add the gradient of A; x is the input (T, width), the others are as for `input_gradient`."""
+    def add_gradient_of_a(self, x, of_inner, branch, kernels):
+        """Add the gradient of A; x is the input (T, width), `branch` that of the forward, the others are as for `add_adapters`."""
         if not self.ranks:
             return
-        if masks is None:
+        if branch.masks is None:
             self.grad_a += of_inner.t() @ x
             return
-        for rank, dropped in zip(self.ranks, kernels.drop(x, masks, self.rate), strict=True):
+        parts = kernels.drop(x, branch.masks, self.rate) if branch.dropped is None else branch.dropped
+        for rank, dropped in zip(self.ranks, parts, strict=True):
             self.grad_a[rank] += of_inner[:, rank].t() @ dropped
 
     def add_gradient_of_b(self, grad, inner):

@@ -143,6 +143,11 @@ class FusedStep:
         if self.resident is True or (self.resident == "auto" and self.recorded and a_token * wanted + weights <= free):
             self.decoder.make_resident()
             free -= weights
+            whole, more = self.decoder.roomy_bytes()
+            large = self.tokens > TOKENS and self.decoder.checkpointing == "none"
+            if large and (a_token + more) * self.tokens + whole <= free:
+                self.decoder.make_roomy()
+                free, a_token = free - whole, a_token + more
         self.tokens = max(tokens, min(self.tokens, int(free / a_token)))
         self._tell(tokens)
 
@@ -151,7 +156,9 @@ class FusedStep:
         self.graphs, self.pool, self.beginning = {}, None, None
         torch.cuda.empty_cache()
         level = CHECKPOINTING.index(self.decoder.checkpointing)
-        if self.tokens >= 2 * tokens:
+        if self.decoder.roomy:
+            self.decoder.make_roomy(False)
+        elif self.tokens >= 2 * tokens:
             self.tokens //= 2
         elif level + 1 < len(CHECKPOINTING) and self.checkpointing == "auto":
             self.decoder.checkpointing = CHECKPOINTING[level + 1]
@@ -166,6 +173,7 @@ class FusedStep:
         from mmengine.logging import print_log
 
         weights = "kept dequantised" if self.decoder.resident else "dequantised for each use"
+        weights += ", once more for the backward" if self.decoder.roomy else ""
         rows = max(1, self.tokens // tokens)
         text = f"{before}Fused step: {rows} rows at a time, checkpointing {self.decoder.checkpointing}, weights {weights}"
         print_log(text, logger="current", level=logging.WARNING if before else logging.INFO)
