@@ -119,10 +119,17 @@ def flops_per_token(size, again):
 # ---- the ways: each trains in a process of its own and returns the seconds of every update and the last loss
 
 
-def train_published(job):
-    """XTuner's own `SupervisedFinetune`, as the published config builds it."""
+def build_published(model, dropout):
+    """Build XTuner's own `SupervisedFinetune`, as the published config builds it.
+
+    Args:
+        model (str): folder of an InternLM2.
+        dropout (float): of LoRA.
+
+    Returns:
+        tuple: the model, and the name of the type it computes in (str).
+    """
     import torch
-    from xtuner.dataset.collate_fns import default_collate_fn
     from xtuner.model import SupervisedFinetune
     from xtuner.utils import device
 
@@ -130,10 +137,15 @@ def train_published(job):
 
     compat.cpu_bf16_query(device)  # without it XTuner does not start on a CPU
     dtype = "float16" if torch.cuda.is_available() else "float32"
-    llm, lora = xtuner_config(job["model"], job["dropout"], dtype)
+    llm, lora = xtuner_config(model, dropout, dtype)
     llm.attn_implementation = "eager"  # what the config gets where flash-attn is not installed
-    model = SupervisedFinetune(llm=llm, lora=lora, use_activation_checkpointing=True)
-    return train_in_xtuner(job, model, dtype, default_collate_fn)
+    return SupervisedFinetune(llm=llm, lora=lora, use_activation_checkpointing=True), dtype
+
+
+def train_published(job):
+    from xtuner.dataset.collate_fns import default_collate_fn
+
+    return train_in_xtuner(job, *build_published(job["model"], job["dropout"]), default_collate_fn)
 
 
 def build_ours(shape, dropout, checkpointing, micro_batch_tokens):
@@ -274,8 +286,8 @@ def xtuner_config(model, dropout, dtype):
     return llm, lora
 
 
-def train_in_xtuner(job, model, dtype, collate):
-    """Train as mmengine's loop does: `train_step` of the model, with the optimizer wrapper of the configs."""
+def wrapper_of(model, dtype, accumulative_counts=1):
+    """Return the optimizer wrapper of the configs for a model that computes in `dtype` (str), and the device (str) it is on from now on."""
     import torch
     from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
@@ -285,26 +297,33 @@ def train_in_xtuner(job, model, dtype, collate):
     wrapper = amp.pop("type")(
         optimizer=torch.optim.AdamW((weight for weight in model.parameters() if weight.requires_grad), lr=2e-4, weight_decay=0),
         clip_grad=dict(max_norm=1, error_if_nonfinite=False),
-        accumulative_counts=ROWS // job["micro_batch"],
+        accumulative_counts=accumulative_counts,
         **amp,
     )
+    return wrapper, device
+
+
+def collated(rows, collate, device):
+    """Return a batch on a device as XTuner's loader makes it of rows (dict of arrays `input_ids` and `labels`), each one document."""
+    instances = [
+        dict(input_ids=ids.tolist(), labels=labels.tolist(), position_ids=list(range(len(ids))), cumulative_len=[0, len(ids)])
+        for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)
+    ]
+    batch = collate(instances)
+    batch["data"] = {name: values.to(device) for name, values in batch["data"].items() if values is not None}
+    return batch
+
+
+def train_in_xtuner(job, model, dtype, collate):
+    """Train as mmengine's loop does: `train_step` of the model, with the optimizer wrapper of the configs."""
+    wrapper, device = wrapper_of(model, dtype, ROWS // job["micro_batch"])
 
     def update(batches):
         for batch in batches:
             loss = model.train_step(batch, wrapper)["loss"]
         return loss
 
-    def collated(rows):
-        positions = list(range(job["tokens"]))
-        instances = [
-            dict(input_ids=ids.tolist(), labels=labels.tolist(), position_ids=positions, cumulative_len=[0, job["tokens"]])
-            for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)
-        ]
-        batch = collate(instances)
-        batch["data"] = {name: values.to(device) for name, values in batch["data"].items() if values is not None}
-        return batch
-
-    return timed(job, update, collated)
+    return timed(job, update, lambda rows: collated(rows, collate, device))
 
 
 def timed(job, update, collate):
@@ -393,6 +412,13 @@ def now():
     return time.perf_counter()
 
 
+def limit_memory(gib):
+    """Let this process have only so much of the card's memory (float, GiB), as PyTorch's allocator counts it."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / torch.cuda.get_device_properties(0).total_memory))
+
+
 def measured(job):
     """Train and return what was measured (dict)."""
     for package in IMPORTS[job["way"]]:
@@ -403,8 +429,7 @@ def measured(job):
 
     gpu = torch.cuda.is_available()
     if job["memory_gib"] and gpu:
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, job["memory_gib"] * 2**30 / total))
+        limit_memory(job["memory_gib"])
     torch.manual_seed(0)
     seconds, loss = TRAIN[job["way"]](job)
     step = statistics.median(seconds[WARMUP:])
@@ -544,11 +569,11 @@ def write_model(shape, size, folder):
 # ---- the program
 
 
-def child(file):
-    """Do what a job file says and write the answer, or the error, to the file that it names."""
+def child(file, **more):
+    """Do what a job file says and write the answer, or the error, to the file that it names; `more` are jobs of other programs."""
     job = json.loads(Path(file).read_text(encoding="utf-8"))
     try:
-        answer = dict(card=card, prepare=prepare, train=measured)[job["do"]](job)
+        answer = dict(card=card, prepare=prepare, train=measured, **more)[job["do"]](job)
     except Exception as error:
         import traceback
 
@@ -564,10 +589,11 @@ class Runs:
     Args:
         folder (str): for the logs, and for what the ways compile: kept from one repeat to the next, and from no other program.
         pythons (dict): way -> its Python; others get this one.
+        program (str): the program whose `--child` does a job. Defaults to this one.
     """
 
-    def __init__(self, folder, pythons):
-        self.folder, self.pythons, self.count = Path(folder), pythons, 0
+    def __init__(self, folder, pythons, program=__file__):
+        self.folder, self.pythons, self.program, self.count = Path(folder), pythons, program, 0
 
     def run(self, name, job):
         """Run a job and return its answer (dict), which holds `error` and the end of the `log` where it failed."""
@@ -590,7 +616,7 @@ class Runs:
         }
         if python != sys.executable:
             env.pop("PYTHONPATH", None)
-        command = [python, "-W", "ignore", __file__, "--child", str(file)]
+        command = [python, "-W", "ignore", self.program, "--child", str(file)]
         with open(log, "w", encoding="utf-8") as stream:
             process = subprocess.Popen(command, env=env, cwd=home, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT)
         return process, answer, log
