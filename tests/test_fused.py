@@ -1,6 +1,7 @@
 """The fused step against XTuner's plain model: loss and the gradients of every adapter, in fp32 on the CPU."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -258,14 +259,40 @@ def test_why_a_model_is_not_served():
     assert "something other than LoRA" in shapes.why_not(model.llm)
 
 
-def test_a_cpu_takes_xtuners_way_and_says_so(monkeypatch):
+@pytest.mark.parametrize(
+    "settings, why",
+    [
+        (dict(fused=False), "model.fused is False"),
+        (dict(adapter=lora(lora_dropout=0.1)), "on a CPU it is slower where LoRA has dropout"),
+    ],
+)
+def test_xtuners_way_is_taken_and_the_reason_said_once(settings, why, monkeypatch):
     said = []
     monkeypatch.setattr(finetune, "print_log", lambda text, **_: said.append(text))
-    model = tune("llama")
+    model = tune("llama", **settings)
     loss = model(batch())["loss"]
     assert model._step is False and loss.requires_grad
     model(batch())
-    assert said == ["XTuner's own step is used, not the fused one: there is no GPU"]
+    (text,) = said
+    assert text.startswith(f"XTuner's own step is used, not the fused one: {why}")
+
+
+def test_a_cpu_computes_in_fp32_only():
+    model = tune("llama")
+    assert model._why_not_here(torch.float32) is None
+    assert model._why_not_here(torch.bfloat16) == "on a CPU it computes in fp32, and here it is bfloat16"
+
+
+def test_a_cpu_plans_by_its_own_memory(monkeypatch):
+    said = []
+    monkeypatch.setattr("mmengine.logging.print_log", lambda text, **_: said.append(str(text)))
+    for available in (2**40, 0):
+        monkeypatch.setattr("psutil.virtual_memory", lambda available=available: SimpleNamespace(available=available))
+        tune("llama")(batch())
+    assert [text for text in said if text.startswith("Fused step")] == [
+        "Fused step: 102 rows at a time, checkpointing none, weights kept dequantised",
+        "Fused step: 1 rows at a time, checkpointing full, weights dequantised for each use",
+    ]
 
 
 def test_settings_that_do_not_exist():

@@ -29,7 +29,8 @@ class WulewuleFinetune(SupervisedFinetune):
     * a model that can't be found, or a 4-bit model on a machine without a GPU, ends with one clear line.
 
     Args: as for `xtuner.model.SupervisedFinetune`; any config can use it by changing `type`. Besides:
-        fused (bool, optional): whether to use `FusedStep`. Defaults to None: where a GPU with bf16 gains from it.
+        fused (bool, optional): whether to use `FusedStep`. Defaults to None: where a GPU with bf16 gains from it, or a CPU with fp32 and
+            without dropout.
         checkpointing (str): of the fused step: "none", "selective", "full", or "auto", the least with which the memory suffices. Rows are
             taken in micro-batches that fit, so that `batch_size` costs no memory. Defaults to "auto".
         micro_batch_tokens (int): of the fused step: tokens that are computed at a time, at least a row; fewer where the memory is short.
@@ -115,16 +116,22 @@ class WulewuleFinetune(SupervisedFinetune):
             tokens=self.micro_batch_tokens,
         )
 
-    @staticmethod
-    def _why_not_here(dtype):
-        if not torch.cuda.is_available():
+    def _why_not_here(self, dtype):
+        device, kind = next(self.llm.parameters()).device.type, str(dtype).removeprefix("torch.")
+        if device not in ("cuda", "cpu"):
             return "there is no GPU"
         if not hasattr(torch, "OutOfMemoryError"):
             return f"torch {torch.__version__} is older than 2.5"
+        if device == "cpu":
+            if dtype != torch.float32:
+                return f"on a CPU it computes in fp32, and here it is {kind}"
+            if getattr(self.lora, "lora_dropout", 0):
+                return "on a CPU it is slower where LoRA has dropout; model.fused=True takes it all the same, in less memory"
+            return None
         if triton_release() == NO_TRITON:
             return "Triton is not installed"
         if dtype != torch.bfloat16 or torch.cuda.get_device_capability() < (8, 0):
-            return f"it computes in bf16, which needs a GPU of 2020 or newer, and here it is {str(dtype).removeprefix('torch.')}"
+            return f"it computes in bf16, which needs a GPU of 2020 or newer, and here it is {kind}"
         return None
 
     def _why_never(self):

@@ -70,7 +70,7 @@ class FusedStep:
             self._begin()  # the card merges the adapters while the batch is prepared
         batch = Batch(input_ids, labels, position_ids, document_ids, self.parts.rotary, LENGTHS if self.recorded else 1, self.dtype)
         if self.steps == 1:
-            self._plan(batch.tokens, _free_memory(self.device) if self.device.type == "cuda" else 2**50)
+            self._plan(batch.tokens, _free_memory(self.device))
         loss = self._replayed(batch) if ready else None
         while loss is None:
             try:
@@ -140,7 +140,8 @@ class FusedStep:
         a_token = self.decoder.token_bytes(self.decoder.checkpointing)
         wanted = min(self.tokens, max(tokens, TOKENS))
         weights = self.decoder.weight_bytes()
-        if self.resident is True or (self.resident == "auto" and self.recorded and a_token * wanted + weights <= free):
+        gains = self.recorded or self.device.type == "cpu"
+        if self.resident is True or (self.resident == "auto" and gains and a_token * wanted + weights <= free):
             self.decoder.make_resident()
             free -= weights
             whole, more = self.decoder.roomy_bytes()
@@ -309,6 +310,10 @@ class _Graph:
 
 def _free_memory(device):
     """Return the bytes that this process may still take."""
+    if device.type == "cpu":
+        import psutil
+
+        return psutil.virtual_memory().available
     free, whole = torch.cuda.mem_get_info(device)
     reserved, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
     fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
