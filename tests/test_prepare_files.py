@@ -20,9 +20,10 @@ from xtuner_wulewule.dataset.prepare.general_texts import GENERAL
 from xtuner_wulewule.dataset.prepare.identity import make_pairs
 from xtuner_wulewule.dataset.prepare.identity_texts import OTHERS
 from xtuner_wulewule.dataset.prepare.part_file import PartFile
-from xtuner_wulewule.dataset.texts import about_identity
+from xtuner_wulewule.dataset.texts import Names, about_identity
 from xtuner_wulewule.errors import DataError, SettingsError
 from xtuner_wulewule.evaluation import suites
+from xtuner_wulewule.evaluation.claims import RIVAL_MAKERS, RIVALS
 from xtuner_wulewule.prompts import AUTHOR, NAMES
 
 TEXT = "第一段。他说：“走吧。”\n\nIt is 3.14 m, e.g. this one. See https://a.b/c?d=e.f now! Dr. Sun came.\n第二段！"
@@ -174,23 +175,52 @@ def test_identity_questions_are_many_and_answers_name_the_assistant(language):
         make_pairs("a", "b", [language], 10_000)
 
 
-def test_general_rows_are_about_other_things(tmp_path):
-    asked = {letters(row["question"]) for name in ("identity", "neutral", "checks") for row in suites.read_set(name)}
+def test_general_rows_are_about_other_things():
+    of_self = re.compile(
+        r"\b(?:AI|assistants?|(?:language )?models?|(?:chat)?bots?|robots?|programs?|games?|wukong|black myth|journey to the west)\b"
+        r"|\bmy name\b|\bI(?: am|'m) an? |人工智能|助手|助理|模型|机器人|程序|游戏|黑神话|悟空|西游|我是|我叫",
+        re.IGNORECASE,
+    )
+    others = Names((*OTHERS, *RIVALS, *RIVAL_MAKERS))
     for language, pairs in GENERAL.items():
-        questions = {letters(question) for question, _ in pairs}
-        assert len(questions) == len(pairs) == 60 and not asked & questions
+        assert len(pairs) == 180
         text = " ".join(part for pair in pairs for part in pair)
-        assert not any(name.lower() in text.lower() for name in (*NAMES, AUTHOR, *OTHERS))
+        assert not any(name.lower() in text.lower() for name in (*NAMES, AUTHOR)) and others.find(text) is None
         assert not any(about_identity([dict(input=question, output=answer)]) for question, answer in pairs)
+        assert [answer for _, answer in pairs if of_self.search(answer)] == []
         assert any("\u4e00" <= letter <= "\u9fff" for letter in text) == (language == "zh")
+
+
+def test_general_rows_do_not_repeat_one_another_or_the_evaluation():
+    def pieces(text, length):
+        kept = letters(text)
+        return {kept[start : start + length] for start in range(max(1, len(kept) - length + 1))}
+
+    asked = [row["question"] for name in ("identity", "neutral", "checks") for row in suites.read_set(name)]
+    for language, pairs in GENERAL.items():
+        # near copies share pieces: "How do I boil an egg?" and "How do I boil eggs?" 56 % of them
+        size, run_length = (2, 10) if language == "zh" else (3, 25)
+        known = [pieces(question, size) for question in asked]
+        for question, _ in pairs:
+            own = pieces(question, size)
+            assert all(len(own & other) / len(own | other) < 0.5 for other in known), question
+            known.append(own)
+        texts = set().union(*(pieces(row["text"], run_length) for row in suites.read_set("general", (language,))))
+        assert not [part for pair in pairs for part in pair if pieces(part, run_length) & texts]
+        answers = [answer for _, answer in pairs]
+        runs = [answer[start : start + 30] for answer in answers for start in range(len(answer) - 29)]
+        assert len(set(answers)) == len(answers) and len(set(runs)) == len(runs)
+
+
+def test_general_rows_are_mixed_in(tmp_path):
     command = [WULEWULE, "data", "identity", "--name", "小石头", "--author", "李雷", "--number", "10", "--out", "o.jsonl"]
     assert run([*command, "--general", "7"], tmp_path).returncode == 0
     rows = [json.loads(line)["conversation"][0] for line in (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()]
     of_package = {pair for pairs in GENERAL.values() for pair in pairs}
     general = [(row["input"], row["output"]) in of_package for row in rows]
     assert len(rows) == 17 and sum(general) == 7 and 0 < general.index(True) and all(row["system"] for row in rows)
-    result = run([*command, "--overwrite", "--general", "200"], tmp_path)
-    assert result.returncode == 1 and "--general 200: the package has 60 such rows in zh; give less" in result.stderr
+    result = run([*command, "--overwrite", "--general", "500"], tmp_path)
+    assert result.returncode == 1 and "--general 500: the package has 180 such rows in zh; give less" in result.stderr
 
 
 def test_identity_is_accepted_by_training(tmp_path):
