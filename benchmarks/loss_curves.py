@@ -5,10 +5,9 @@
     python benchmarks/loss_curves.py --size tiny --steps 40        # on a CPU, to see that it works
 
 Both ways train a copy of the packaged tuning config without the hooks that ask the model questions: `xtuner` with
-`SupervisedFinetune` as its class and SDPA attention, `ours` as it is, by the fused step (which a CPU takes only if it is told to). Packed
-documents see each other in both, through XTuner's own collate function: its model has no other way without flash-attn. The seed decides the
-first values of LoRA, the order of the rows and the dropout, whose masks the two ways draw differently, so curves are compared as means
-over the seeds.
+`SupervisedFinetune` as its class and SDPA attention, `ours` as it is, by the fused step. Packed documents see each other in both, through
+XTuner's own collate function: its model has no other way without flash-attn. The seed decides the first values of LoRA, the order of the
+rows and the dropout, whose masks the two ways draw differently, so curves are compared as means over the seeds.
 
 What is compared is what XTuner's log has, the loss of every tenth iteration, each the mean of the ten before it. The program ends with
 status 1 where a point of the mean curve differs by more than `--within` (1 %), or where a run failed. Results: FILE.json, and beside it
@@ -28,7 +27,8 @@ from pathlib import Path
 
 import train_speed
 from scaling import DEVICES, run_for
-from train_speed import OFFLINE, SIZES, Runs, label_of, say, target_of, write
+from train_speed import NO_GPU, OFFLINE, SIZES, Runs, random_model, say, target_of, write
+from whole_job import FILES
 
 WAYS = ("xtuner", "ours")
 ADDED = """
@@ -42,22 +42,21 @@ OF_XTUNER = """
 model["type"] = SupervisedFinetune
 model["llm"]["attn_implementation"] = "sdpa"
 """
+EVERY = 10  # iterations from one logged loss to the next
 OWN_STEP = "XTuner's own step is used"  # what the log says where there is no fused one
 
 
-def command(way, seed, args, config, work_dir, gpu):
+def command(seed, args, config, work_dir):
     """Return the command line of a run (list[str])."""
     options = {
         "train_cfg.max_epochs": None,
         "train_cfg.max_iters": args.steps,
         "train_dataloader.batch_size": args.rows,
         "train_dataloader.dataset.cache_dir": args.scratch.resolve() / "datasets",
-        "default_hooks.logger.interval": 10,
+        "default_hooks.logger.interval": EVERY,
         "default_hooks.checkpoint.interval": -1,
         "default_hooks.checkpoint.save_last": False,
     }
-    if way == "ours" and not gpu:
-        options["model.fused"] = True
     return [
         *(str(Path(sys.executable).parent / "xtuner"), "train", str(config), "--work-dir", str(work_dir), "--seed", str(seed)),
         *("--cfg-options", *(f"{name}={value}" for name, value in options.items())),
@@ -147,11 +146,14 @@ def parsed():
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where the results go (benchmarks/results/loss_curves_DEVICE.json)")
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
     args = parser.parse_args()
-    if min(args.rows, args.seeds, args.jobs, args.timeout) < 1 or args.steps < 10:
-        parser.error("--rows, --seeds, --jobs and --timeout are at least 1, --steps at least 10")
+    if min(args.rows, args.seeds, args.jobs, args.timeout) < 1:
+        parser.error("--rows, --seeds, --jobs and --timeout are at least 1")
+    if args.steps < EVERY or args.steps % EVERY:
+        parser.error(f"--steps {args.steps} is no multiple of {EVERY}, as often as the loss is logged")
     if args.out and args.out.suffix != ".json":
         parser.error(f"--out {args.out} must end in .json; the picture gets the same name with .png")
-    for option, folder, name in (("--data", args.data, "self_cognition_100.jsonl"), ("--model", args.model, "config.json")):
+    needed = [("--data", args.data, name) for name in FILES] + [("--model", args.model, "config.json")]
+    for option, folder, name in needed:
         if folder and not (folder / name).is_file():
             parser.error(f"{option} {folder} has no {name}")
     return args
@@ -163,20 +165,16 @@ def main():
         return benchmark(args, Path(folder))
 
 
-def random_model(args, folder):
-    """Return the folder (pathlib.Path) of the model of random weights; the tiny one is the package's own."""
+def model_of(args, folder):
+    """Return the folder (str or pathlib.Path) of the model: that of the options, else random weights; the package has the tiny ones."""
+    if args.model:
+        return args.model.resolve()
     if args.size == "tiny":
         from xtuner_wulewule.model.tiny import tiny_model
 
         return tiny_model()
-    size = SIZES[args.size]
-    model = args.scratch.resolve() / f"internlm2-{label_of(size)}"
     say("model …")
-    job = dict(do="prepare", models=dict(internlm2=str(model)), size=size, steps=1, data=None, rows=str(folder / "rows.npz"))
-    made = Runs(folder, {}).run("prepare", job)
-    if "error" in made:
-        sys.exit(f"the model cannot be made: {made['error']}")
-    return model
+    return random_model(Runs(folder, {}), SIZES[args.size], args.scratch)
 
 
 def benchmark(args, folder):
@@ -188,9 +186,9 @@ def benchmark(args, folder):
         sys.exit(f"the devices cannot be asked: {asked.stderr.strip().splitlines()[-1]}")
     devices = json.loads(asked.stdout.splitlines()[-1])
     if not devices and args.size != "tiny":
-        sys.exit("torch sees no GPU: check nvidia-smi and torch.cuda.is_available(), or take --size tiny, which runs on a CPU")
+        sys.exit(NO_GPU)
     target = target_of(args, "loss_curves", devices[0] if devices else "cpu", (".png",))
-    model = args.model.resolve() if args.model else random_model(args, folder)
+    model = model_of(args, folder)
     text = Path(paths.config_paths()[f"wulewule_sft_{args.size}"]).read_text(encoding="utf-8") + ADDED
     env = {**os.environ, **OFFLINE, "WULEWULE_MODEL": str(model), "WULEWULE_DATA_DIR": str(args.data.resolve())}
     env.update({} if devices else dict(OMP_NUM_THREADS="1"))
@@ -201,7 +199,7 @@ def benchmark(args, folder):
         home.mkdir()
         config, work_dir, log = home / f"{way}.py", home / "work", home / "log"
         config.write_text(text + (OF_XTUNER if way == "xtuner" else ""), encoding="utf-8")
-        status = run_for(args.timeout, command(way, seed, args, config, work_dir, bool(devices)), env, log)
+        status = run_for(args.timeout, command(seed, args, config, work_dir), env, log)
         try:
             if status != 0:
                 raise ValueError(f"it took over {args.timeout} s" if status is None else f"it ended with status {status}")
@@ -210,35 +208,40 @@ def benchmark(args, folder):
             lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
             return way, seed, dict(error=str(error), log=lines[-60:])
 
+    def keep(way, seed, found):
+        """Take what a run found, and write all that is there; return the points."""
+        if "error" in found:
+            failed.append(dict(way=way, seed=seed, **found))
+            say(f"{way} seed {seed} failed: {found['error']}: {(found['log'] or ['no output'])[-1].strip()}")
+        else:
+            curves[way][seed] = found
+            say(f"{way} seed {seed}: {found[min(found)]:.4f} -> {found[max(found)]:.4f}")
+        points = compared(curves)
+        result = dict(
+            device=device,
+            versions=train_speed.versions(),
+            settings=dict(size=args.size, model=name, steps=args.steps, rows=args.rows, seeds=args.seeds, within=args.within),
+            worst=worst(points),
+            points=points,
+            curves=curves,
+            failed=failed,
+        )
+        write(result, target)  # after each run: what was measured is there, whatever ends the program
+        if points:
+            draw(curves, points, f"{device}, wulewule_sft_{args.size}, {name}", target.with_suffix(".png"))
+        return points
+
+    device, name = devices[0] if devices else "cpu", args.model.name if args.model else "random weights"
     first, *rest = [(way, seed) for seed in range(args.seeds) for way in WAYS]
+    points = keep(*train(*first))  # alone: it makes the data set for all
     with ThreadPoolExecutor(args.jobs) as pool:
-        # the first alone: it makes the data set for all
-        for way, seed, found in [train(*first), *pool.map(lambda one: train(*one), rest)]:
-            if "error" in found:
-                failed.append(dict(way=way, seed=seed, **found))
-                say(f"{way} seed {seed} failed: {found['error']}: {(found['log'] or ['no output'])[-1].strip()}")
-            else:
-                curves[way][seed] = found
-                say(f"{way} seed {seed}: {found[min(found)]:.4f} -> {found[max(found)]:.4f}")
-    points = compared(curves)
-    result = dict(
-        device=devices[0] if devices else "cpu",
-        versions=train_speed.versions(),
-        settings=dict(size=args.size, model=args.model.name if args.model else "random weights", steps=args.steps, rows=args.rows),
-        seeds=args.seeds,
-        within=args.within,
-        worst=worst(points),
-        points=points,
-        curves=curves,
-        failed=failed,
-    )
-    write(result, target)
-    if points:
-        draw(curves, points, f"{result['device']}, wulewule_sft_{args.size}, {result['settings']['model']}", target.with_suffix(".png"))
-        most = result["worst"]
+        for found in pool.map(lambda one: train(*one), rest):
+            points = keep(*found)
+    most = worst(points)
+    if most:
         say(f"ours differs most at update {most['step']}: {most['ours']:.4f} instead of {most['xtuner']:.4f}, {most['difference']:+.2%}")
     say(f"written: {target}" + (f", {target.with_suffix('.png').name}" if points else ""))
-    return 1 if failed or not points or abs(result["worst"]["difference"]) > args.within else 0
+    return 1 if failed or not points or abs(most["difference"]) > args.within else 0
 
 
 if __name__ == "__main__":

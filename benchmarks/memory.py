@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 import train_speed
-from train_speed import SIZES, Runs, in_turn, label_of, say, target_of, write
+from train_speed import NO_GPU, SIZES, Runs, in_turn, random_model, say, target_of, write
 
 WAYS = ("published", "ours")
 DROPOUT = 0.1
@@ -49,7 +49,8 @@ def out_of_memory(error):
     from xtuner_wulewule.errors import ModelError
 
     text = str(error).lower()
-    return isinstance(error, ModelError) or "out of memory" in text or "cublas_status_alloc_failed" in text
+    of_step = isinstance(error, ModelError) and "memory is too small" in text
+    return of_step or "out of memory" in text or "cublas_status_alloc_failed" in text
 
 
 def searched(job):
@@ -74,6 +75,7 @@ def searched(job):
             from xtuner_wulewule.model.fused.step import TOKENS
 
             model, dtype = train_speed.build_ours(dict(name="internlm2", model=job["model"]), DROPOUT, "auto", TOKENS)
+            model.fused = True  # a CPU has to be told
         else:
             from xtuner.dataset.collate_fns import default_collate_fn as collate
 
@@ -187,20 +189,17 @@ def benchmark(args, runs):
         sys.exit(f"the card cannot be used: {card['error']}")
     gpu = card["matmul_tflops"] is not None
     if not gpu and args.size != "tiny":
-        sys.exit("torch sees no GPU: check nvidia-smi and torch.cuda.is_available(), or take --size tiny, which runs on a CPU")
+        sys.exit(NO_GPU)
     target = target_of(args, "memory", card["device"])
     size = SIZES[args.size]
-    model = str(args.scratch.resolve() / f"internlm2-{label_of(size)}")
     say("model …")
-    job = dict(do="prepare", models=dict(internlm2=model), size=size, steps=1, data=None, rows=str(runs.folder / "rows.npz"))
-    made = runs.run("prepare", job)
-    if "error" in made:
-        sys.exit(f"the model cannot be made: {made['error']}")
+    model = str(random_model(runs, size, args.scratch))
+    over = [limit for limit in args.limits if gpu and limit > card["gib"]]
+    if over:
+        say(f"{', '.join(f'{limit:g}' for limit in over)} GiB are more than the card has: all of its {card['gib']:.1f} GiB are taken")
+    taken = list(dict.fromkeys(min(limit, round(card["gib"], 1)) for limit in args.limits)) if gpu else [None]
     picked = {
-        f"{way}-{limit:g}": dict(way=way, limit_gib=limit) if gpu else dict(way=way, limit_gib=None)
-        for limit in (args.limits if gpu else args.limits[:1])
-        for way in WAYS
-        if args.only in (None, way)
+        f"{way}-{limit:g}" if limit else way: dict(way=way, limit_gib=limit) for limit in taken for way in WAYS if args.only in (None, way)
     }
 
     def start(_, name):

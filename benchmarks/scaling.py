@@ -39,7 +39,7 @@ import tempfile
 from pathlib import Path
 
 import train_speed
-from train_speed import OFFLINE, ROOT, Runs, label_of, say, target_of, write
+from train_speed import NO_GPU, OFFLINE, ROOT, Runs, random_model, say, target_of, write
 
 ROWS = 16  # of a GPU in weak scaling, of all in strong scaling
 WARMUP = 3  # updates before the measured ones
@@ -338,7 +338,7 @@ def benchmark(args, only, folder):
         sys.exit(f"the devices cannot be asked: {asked.stderr.strip().splitlines()[-1]}")
     devices = json.loads(asked.stdout.splitlines()[-1])
     if not devices and args.size != ["tiny"]:
-        sys.exit("torch sees no GPU: check nvidia-smi and torch.cuda.is_available(), or take --size tiny, which runs on a CPU")
+        sys.exit(NO_GPU)
     gpus = [count for count in args.gpus if not devices or count <= len(devices)]
     for count in set(args.gpus) - set(gpus):
         say(f"{count} GPUs left out: torch sees {len(devices)}")
@@ -350,12 +350,8 @@ def benchmark(args, only, folder):
     scratch, models, data = args.scratch.resolve(), {}, {}
     for size in dict.fromkeys(run["size"] for run in picked.values()):
         shape = SIZES[size]
-        models[size] = scratch / f"internlm2-{label_of(shape)}"
         say(f"{size}: model and data …")
-        job = dict(do="prepare", models={"internlm2": str(models[size])}, size=shape, steps=1, data=None, rows=str(folder / "rows.npz"))
-        made = Runs(folder, {}).run("prepare", job)
-        if "error" in made:
-            sys.exit(f"the model cannot be made: {made['error']}")
+        models[size] = random_model(Runs(folder, {}), shape, scratch)
         data[size] = folder / "data" / size
         write_data(data[size], (WARMUP + args.steps + PROFILED) * ROWS * max(gpus), shape["tokens"])
 

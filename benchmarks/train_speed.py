@@ -76,6 +76,7 @@ KINDS = {  # of kernels, by their names
 }
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 TIMEOUT = 900  # seconds of one run
+NO_GPU = "torch sees no GPU: check nvidia-smi and torch.cuda.is_available(), or take --size tiny, which runs on a CPU"
 ROOT = Path(__file__).resolve().parent
 # way, shape, checkpointing, dropout, rows of a micro-batch
 WAYS = [
@@ -740,6 +741,22 @@ def label_of(size):
     return "-".join(str(size[key]) for key in ("vocab", "hidden", "intermediate", "layers", "heads", "kv_heads"))
 
 
+def random_model(runs, size, scratch):
+    """Return the folder (pathlib.Path) of an InternLM2 of random weights; end the program where it cannot be made.
+
+    Args:
+        runs (Runs): makes it in a process of its own, where it is not there yet.
+        size (dict): its shape, of SIZES.
+        scratch (pathlib.Path): where such models are kept.
+    """
+    model = scratch.resolve() / f"internlm2-{label_of(size)}"
+    job = dict(do="prepare", models=dict(internlm2=str(model)), size=size, steps=1, data=None, rows=str(runs.folder / "rows.npz"))
+    made = runs.run("prepare", job)
+    if "error" in made:
+        sys.exit(f"the model cannot be made: {made['error']}")
+    return model
+
+
 def write(result, target):
     """Write the results through a temporary name."""
     from xtuner_wulewule.recipe.state import write_json
@@ -866,7 +883,7 @@ def benchmark(args, only, runs):
         sys.exit(f"the card cannot be used: {found['error']}")
     device, gpu = found["device"], found["matmul_tflops"] is not None
     if not gpu and (args.size != "tiny" or args.internlm2):
-        sys.exit("torch sees no GPU: check nvidia-smi and torch.cuda.is_available(), or take --size tiny, which runs on a CPU")
+        sys.exit(NO_GPU)
     target = target_of(args, "train_speed", device)
     picked = chosen(runs, only, gpu)
     if not picked:

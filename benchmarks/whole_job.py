@@ -61,7 +61,7 @@ from pathlib import Path
 
 import train_speed
 from scaling import environment, run_for
-from train_speed import Runs, covered, label_of, say, target_of, write
+from train_speed import NO_GPU, Runs, covered, random_model, say, target_of, write
 
 WAYS = ("ours", "published")
 EPOCHS = 5  # of the published recipe
@@ -466,18 +466,13 @@ def benchmark(args, folder):
         sys.exit(f"the card cannot be used: {found['error']}")
     device, gpu = found["device"], found["matmul_tflops"] is not None
     if not gpu and args.size != "tiny":
-        sys.exit("torch sees no GPU: check nvidia-smi and torch.cuda.is_available(), or take --size tiny, which runs on a CPU")
+        sys.exit(NO_GPU)
     target = target_of(args, "whole_job", device)
     if args.model:
         model = args.model.resolve()
     else:
-        shape = train_speed.SIZES[args.size]
-        model = args.scratch.resolve() / f"internlm2-{label_of(shape)}"
         say("model …")
-        job = dict(do="prepare", models={"internlm2": str(model)}, size=shape, steps=1, data=None, rows=str(folder / "rows.npz"))
-        made = runs.run("prepare", job)
-        if "error" in made:
-            sys.exit(f"the model cannot be made: {made['error']}")
+        model = random_model(runs, train_speed.SIZES[args.size], args.scratch)
     settings = dict(
         size=args.size,
         **SIZES[args.size],

@@ -279,8 +279,19 @@ def test_xtuners_way_is_taken_and_the_reason_said_once(settings, why, monkeypatc
 
 def test_a_cpu_computes_in_fp32_only():
     model = tune("llama")
-    assert model._why_not_here(torch.float32) is None
-    assert model._why_not_here(torch.bfloat16) == "on a CPU it computes in fp32, and here it is bfloat16"
+    assert model._why_not_here("cpu", torch.float32) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(batch())
+    assert model._step is False
+    assert model._why_not_here("cpu", torch.bfloat16) == "on a CPU it computes in fp32, and here it is bfloat16"
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_attention_on_a_cpu_keeps_no_scores(documents):
+    model, kept = tune("llama", fused=True, checkpointing="none"), []  # four heads of queries, two of keys
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.numel()) or one, lambda one: one):
+        model(batch(rows=1, tokens=512, documents=documents))
+    assert max(kept) <= 512 * 512  # the mask; the scores of a layer are four times as many
 
 
 def test_a_cpu_plans_by_its_own_memory(monkeypatch):

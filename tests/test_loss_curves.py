@@ -30,7 +30,7 @@ def test_means_over_the_seeds_that_both_have_are_compared():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--steps", "9"), "--steps at least 10"),
+        (("--steps", "25"), "--steps 25 is no multiple of 10"),
         (("--data", "nowhere"), "--data nowhere has no self_cognition_100.jsonl"),
         (("--out", "x.txt"), "must end in .json"),
     ],
@@ -41,7 +41,7 @@ def test_wrong_arguments_are_one_line(arguments, message):
 
 
 def test_a_run_without_the_fused_step_is_no_result(tmp_path):
-    (tmp_path / "log").write_text(f"{loss_curves.OWN_STEP}, not the fused one: there is no GPU\n")
+    (tmp_path / "log").write_text(f"{loss_curves.OWN_STEP}, not the fused one: model.fused is False\n")
     with pytest.raises(ValueError, match="the fused step was not used"):
         loss_curves.losses_of(tmp_path, tmp_path / "log", "ours", 10)
     with pytest.raises(ValueError, match="0 of 10 iterations"):

@@ -36,6 +36,7 @@ def test_errors_that_mean_too_little_memory():
     assert memory.out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert memory.out_of_memory(ModelError("the GPU's memory is too small for a row of 2048 tokens"))
     assert not memory.out_of_memory(RuntimeError("shapes do not match"))
+    assert not memory.out_of_memory(ModelError("model 'x' not found"))
 
 
 def test_table_has_a_line_for_each_limit():
@@ -71,6 +72,7 @@ def test_tiny_run_on_a_cpu(tmp_path):
     assert result.returncode == 0, result.stderr
     rows = json.loads(out.read_text())["rows"]
     assert [(row["way"], row["rows"], row["capped"]) for row in rows] == [("published", 3, True), ("ours", 3, True)]
+    assert [(row["taken"], row["checkpointing"]) for row in rows] == [(3, None), (3, "none")]
     assert all(row["tok_s"] > 0 for row in rows) and "| none | 3 or more |" in result.stdout
     again = run("--size", "tiny", "--scratch", tmp_path / "models", "--out", out)
     assert (again.returncode, again.stderr) == (1, f"{out} exists: name another file with --out, or replace it with --overwrite\n")

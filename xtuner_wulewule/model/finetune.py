@@ -98,11 +98,13 @@ class WulewuleFinetune(SupervisedFinetune):
 
     def _fused_step(self):
         """Return the fused step, False where there is none; log which."""
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled() else self.llm.get_input_embeddings().weight.dtype
+        weight = self.llm.get_input_embeddings().weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         if self.fused is False:
             reason = "model.fused is False"
         else:
-            reason = (None if self.fused else self._why_not_here(dtype)) or self._why_never()
+            reason = (None if self.fused else self._why_not_here(device, dtype)) or self._why_never()
         if self.fused and reason:
             raise SettingsError(f"model.fused is True, but the fused step can't be used: {reason}; remove it")
         if reason:
@@ -111,13 +113,13 @@ class WulewuleFinetune(SupervisedFinetune):
         return FusedStep(
             self.llm,
             dtype,
-            compiled=torch.cuda.is_available() and triton_release() != NO_TRITON,
+            compiled=device == "cuda" and triton_release() != NO_TRITON,
             checkpointing=self.checkpointing,
             tokens=self.micro_batch_tokens,
         )
 
-    def _why_not_here(self, dtype):
-        device, kind = next(self.llm.parameters()).device.type, str(dtype).removeprefix("torch.")
+    def _why_not_here(self, device, dtype):
+        kind = str(dtype).removeprefix("torch.")
         if device not in ("cuda", "cpu"):
             return "there is no GPU"
         if not hasattr(torch, "OutOfMemoryError"):

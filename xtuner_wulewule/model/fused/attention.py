@@ -42,10 +42,12 @@ def attend(q, k, v, layout):
     if layout.bounds is not None:
         return varlen_attn(q, k, v, layout.bounds, layout.bounds, tokens, tokens, window_size=(-1, 0))
     q, k, v = (x.view(rows, tokens, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and q.device.type == "cpu":  # enable_gqa takes the kernel there that keeps all scores
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        grouped = False
     causal = layout.mask is None
-    out = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=layout.mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask, is_causal=causal, enable_gqa=grouped)
     return out.transpose(1, 2).flatten(0, 1)
 
 

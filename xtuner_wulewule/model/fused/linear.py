@@ -72,7 +72,7 @@ class Linears:
 
     def make_resident(self):
         """Keep the weights in `dtype` from now on, instead of dequantising them for each use."""
-        self.resident = self._filled()
+        self.resident = None if self._only() is not None else self._filled()
 
     def make_beside(self):
         """Keep a copy of the resident weights with B beside them from now on."""
@@ -143,13 +143,15 @@ class Linears:
                 weight[rows].addmm_(b, self.a[rank])
             weight[begin:].copy_(self.a)
 
+    def _only(self):
+        """Return the weight itself (torch.Tensor) where it is the only one and as `_fill` would write it, else None."""
+        alone = len(self.bases) == 1 and self.bases[0].weight.dtype == self.dtype and self.height == self.outs[0]
+        return self.bases[0].weight if alone else None
+
     def _weight(self):
-        """Return what `_fill` writes, or without adapters the only weight itself."""
-        if self.resident is not None:
-            return self.resident
-        if len(self.bases) == 1 and self.bases[0].weight.dtype == self.dtype and self.height == self.outs[0]:
-            return self.bases[0].weight
-        return self._filled()
+        """Return what `_fill` writes."""
+        kept = self.resident if self.resident is not None else self._only()
+        return self._filled() if kept is None else kept
 
     def weight(self):
         """Return what x is multiplied with (sum of outs, width): the frozen weights, plus the adapters' B A where there is no dropout."""

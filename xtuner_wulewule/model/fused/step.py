@@ -6,6 +6,7 @@ are as fast as sixteen, in a fraction of their memory.
 
 import copy
 import logging
+import os
 
 import torch
 
@@ -313,7 +314,7 @@ def _free_memory(device):
     if device.type == "cpu":
         import psutil
 
-        return psutil.virtual_memory().available
+        return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     free, whole = torch.cuda.mem_get_info(device)
     reserved, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
     fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
