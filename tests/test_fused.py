@@ -294,6 +294,15 @@ def test_attention_on_a_cpu_keeps_no_scores(documents):
     assert max(kept) <= 512 * 512  # the mask; the scores of a layer are four times as many
 
 
+def test_packed_weights_are_not_taken_as_they_are():
+    model = tune("llama", adapter=lora(lora_dropout=0.1), fused=True)
+    o = model._fused_step().decoder.layers[0].o
+    weight = o.bases[0].weight
+    assert o._only() is weight
+    weight.quant_state = object()  # four bits may be stored as the type that is computed in (bnb_4bit_quant_storage)
+    assert o._only() is None
+
+
 def test_a_cpu_plans_by_its_own_memory(monkeypatch):
     said = []
     monkeypatch.setattr("mmengine.logging.print_log", lambda text, **_: said.append(str(text)))

@@ -145,8 +145,9 @@ class Linears:
 
     def _only(self):
         """Return the weight itself (torch.Tensor) where it is the only one and as `_fill` would write it, else None."""
-        alone = len(self.bases) == 1 and self.bases[0].weight.dtype == self.dtype and self.height == self.outs[0]
-        return self.bases[0].weight if alone else None
+        weight, state = self.bases[0].weight, getattr(self.bases[0].weight, "quant_state", None)
+        alone = len(self.bases) == 1 and self.height == self.outs[0]
+        return weight if alone and state is None and weight.dtype == self.dtype else None
 
     def _weight(self):
         """Return what `_fill` writes."""
