@@ -16,17 +16,15 @@ a picture.
 
 import argparse
 import importlib.util
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import train_speed
-from scaling import DEVICES, run_for
+from scaling import check_status, devices_seen, end_of, run_for
 from train_speed import NO_GPU, OFFLINE, SIZES, Runs, random_model, say, target_of, write
 from whole_job import FILES
 
@@ -181,10 +179,7 @@ def benchmark(args, folder):
     """Run everything and return the exit status (int)."""
     from xtuner_wulewule import paths
 
-    asked = subprocess.run([sys.executable, "-W", "ignore", "-c", DEVICES], capture_output=True, text=True)
-    if asked.returncode:
-        sys.exit(f"the devices cannot be asked: {asked.stderr.strip().splitlines()[-1]}")
-    devices = json.loads(asked.stdout.splitlines()[-1])
+    devices = devices_seen()
     if not devices and args.size != "tiny":
         sys.exit(NO_GPU)
     target = target_of(args, "loss_curves", devices[0] if devices else "cpu", (".png",))
@@ -201,18 +196,15 @@ def benchmark(args, folder):
         config.write_text(text + (OF_XTUNER if way == "xtuner" else ""), encoding="utf-8")
         status = run_for(args.timeout, command(seed, args, config, work_dir), env, log)
         try:
-            if status != 0:
-                raise ValueError(f"it took over {args.timeout} s" if status is None else f"it ended with status {status}")
+            check_status(status, args.timeout)
             return way, seed, losses_of(work_dir, log, way, args.steps)
         except (ValueError, OSError) as error:
-            lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-            return way, seed, dict(error=str(error), log=lines[-60:])
+            return way, seed, dict(error=str(error), log=end_of(log, f"{way} seed {seed}", error))
 
     def keep(way, seed, found):
         """Take what a run found, and write all that is there; return the points."""
         if "error" in found:
             failed.append(dict(way=way, seed=seed, **found))
-            say(f"{way} seed {seed} failed: {found['error']}: {(found['log'] or ['no output'])[-1].strip()}")
         else:
             curves[way][seed] = found
             say(f"{way} seed {seed}: {found[min(found)]:.4f} -> {found[max(found)]:.4f}")

@@ -56,19 +56,10 @@ def out_of_memory(error):
 def searched(job):
     """Look for the largest batch of a way in a limit; return what was found (dict)."""
     import gc
-    import importlib
 
+    gpu, found = train_speed.ready(job), {}
     import torch
 
-    for package in train_speed.IMPORTS[job["way"]]:
-        importlib.import_module(package)
-    if job["wait"]:
-        sys.stdin.readline()  # until the run before it has ended
-    gpu = torch.cuda.is_available()
-    if gpu:
-        train_speed.limit_memory(job["limit_gib"])
-    torch.manual_seed(0)
-    found = {}
     try:
         if job["way"] == "ours":
             from xtuner_wulewule.dataset.build import wulewule_collate_fn as collate
@@ -204,7 +195,7 @@ def benchmark(args, runs):
 
     def start(_, name):
         job = dict(do="search", model=model, tokens=size["tokens"], vocab=size["vocab"], most=args.most)
-        return runs.start(name, {**job, **picked[name]}, wait=True)
+        return runs.start(name, {**job, **picked[name], "memory_gib": picked[name]["limit_gib"]}, wait=True)
 
     rows, failed, versions = [], [], {}
     for _, name, answer in in_turn(runs, [(0, name) for name in picked], start):

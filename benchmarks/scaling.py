@@ -331,12 +331,31 @@ def main():
         return benchmark(args, only, Path(folder))
 
 
-def benchmark(args, only, folder):
-    """Run everything and return the exit status (int)."""
+def devices_seen():
+    """Return the names (list[str]) of the GPUs that torch sees in a process of its own; end the program where it cannot be asked."""
     asked = subprocess.run([sys.executable, "-W", "ignore", "-c", DEVICES], capture_output=True, text=True)
     if asked.returncode:
         sys.exit(f"the devices cannot be asked: {asked.stderr.strip().splitlines()[-1]}")
-    devices = json.loads(asked.stdout.splitlines()[-1])
+    return json.loads(asked.stdout.splitlines()[-1])
+
+
+def check_status(status, seconds):
+    """Raise ValueError unless `run_for` says that a command ended well; `seconds` (int) was its limit."""
+    if status != 0:
+        raise ValueError(f"it took over {seconds} s" if status is None else f"it ended with status {status}")
+
+
+def end_of(log, name, error):
+    """Say that a run (its name, str) failed by an error (Exception), with the line of its log that tells most; return the last lines."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.-]+(Error|: error)\b.*:", line)]
+    say(f"{name:24} failed: {error}: {(told or lines or ['no output'])[-1].strip()}")
+    return lines[-100:]
+
+
+def benchmark(args, only, folder):
+    """Run everything and return the exit status (int)."""
+    devices = devices_seen()
     if not devices and args.size != ["tiny"]:
         sys.exit(NO_GPU)
     gpus = [count for count in args.gpus if not devices or count <= len(devices)]
@@ -365,17 +384,13 @@ def benchmark(args, only, folder):
         arguments = command(settings, tokens, args.steps, config, work_dir, scratch / "datasets")
         status = run_for(args.timeout, arguments, env, home / "log")
         try:
-            if status != 0:
-                raise ValueError(f"it took over {args.timeout} s" if status is None else f"it ended with status {status}")
+            check_status(status, args.timeout)
             answers.append(dict(name=name, **settings, **measured(settings, tokens, args.steps, work_dir)))
             row = answers[-1]
             peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:7.1f} GiB"
             say(f"{name:24} {row['tok_s']:9,} tokens/s {row['s_per_update']:8.3f} s{peak}  {row['communication']:.0%} communication")
         except (ValueError, OSError) as error:
-            lines = [line for line in (home / "log").read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-            failed.append(dict(name=name, **settings, error=str(error), log=lines[-100:]))
-            told = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.-]+(Error|: error)\b.*:", line)]
-            say(f"{name:24} failed: {error}: {(told or lines or ['no output'])[-1].strip()}")
+            failed.append(dict(name=name, **settings, error=str(error), log=end_of(home / "log", name, error)))
         result = dict(
             device=device,
             devices=len(devices),

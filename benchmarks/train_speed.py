@@ -413,15 +413,9 @@ def now():
     return time.perf_counter()
 
 
-def limit_memory(gib):
-    """Let this process have only so much of the card's memory (float, GiB), as PyTorch's allocator counts it."""
-    import torch
-
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / torch.cuda.get_device_properties(0).total_memory))
-
-
-def measured(job):
-    """Train and return what was measured (dict)."""
+def ready(job):
+    """Import what a way needs, wait until the run before it has ended, and take no more of the card than the job may; return whether
+    there is a GPU (bool)."""
     for package in IMPORTS[job["way"]]:
         importlib.import_module(package)
     if job["wait"]:
@@ -430,8 +424,17 @@ def measured(job):
 
     gpu = torch.cuda.is_available()
     if job["memory_gib"] and gpu:
-        limit_memory(job["memory_gib"])
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, job["memory_gib"] * 2**30 / total))
     torch.manual_seed(0)
+    return gpu
+
+
+def measured(job):
+    """Train and return what was measured (dict)."""
+    gpu = ready(job)
+    import torch
+
     seconds, loss = TRAIN[job["way"]](job)
     step = statistics.median(seconds[WARMUP:])
     return dict(
