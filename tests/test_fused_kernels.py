@@ -36,6 +36,13 @@ for first, one, rate in ((x, mask, p), (part, mask, p), (x, None, 0.0), (part, N
     arguments = first, wide, outer, b, one, a, inner, rate
     for found, expected in zip(kernels.swiglu_backward(*arguments), math.swiglu_backward(*arguments)):
         same(found, expected)
+# inputs of other strides, as parts of larger products
+wider = lambda x: torch.cat([x, x], 1)[:, : x.shape[1]]
+arguments = x, wide, wider(outer), b, mask, a, wider(inner), 0.1
+for found, expected in zip(kernels.swiglu_backward(*arguments), math.swiglu_backward(*arguments)):
+    same(found, expected)
+arguments = x, wider(outer), torch.randn(2 * rank, width), masks, 0.1
+same(kernels.add_dropped_product(*arguments), math.add_dropped_product(*arguments))
 for p in (0.1, 0.6):
     ones = torch.ones(2048, 64)
     kept = list(kernels.drop(ones, kernels.draw_masks(ones, 2, p), p) != 0)

@@ -136,6 +136,7 @@ class Saved:
         """Drop what will be computed again, and x where nothing is."""
         if checkpointing != "none":
             self.wide = None
+            self.up.inner = self.up.inner.contiguous()  # it may be a part of `wide`
         if checkpointing == "full":
             self.heads = self.attended = None
             self.normed, self.scales = [None, None], [None, None]
@@ -187,6 +188,9 @@ class Decoder:
     def begin_step(self):
         """Take the adapters as they are now; forget the gradients."""
         self.sums.zero_()
+        if self.parameters:
+            kept, trained, factors = zip(*(one for linears in self.linears for one in linears.adapters_now()), strict=True)
+            torch._foreach_copy_(kept, torch._foreach_mul(trained, factors))
         for linears in self.linears:
             linears.begin_step()
 
@@ -222,9 +226,8 @@ class Decoder:
         self.roomy = roomy
         for layer in self.layers:
             for linears in (layer.qkv, layer.up, layer.down):  # not `o`: attention's backward wants its gradient in one piece
-                linears.beside = None
-                if roomy and linears.ranks:
-                    linears.make_beside()
+                if self.resident:
+                    linears.make_resident(beside=roomy)
             for linears in (layer.qkv, layer.o, layer.up):  # SwiGLU's kernels drop what `down` takes
                 linears.keep = roomy
 
@@ -232,7 +235,7 @@ class Decoder:
         """Return the bytes (int) that `make_roomy` takes, and those that a token then takes besides `token_bytes`."""
         half, whole, token = self.dtype.itemsize, 0, 0
         for layer in self.layers:
-            whole += sum(half * sum(linears.outs) * (linears.width + len(linears.a)) for linears in (layer.qkv, layer.up, layer.down))
+            whole += sum(half * linears.height * len(linears.a) for linears in (layer.qkv, layer.up, layer.down))
             dropped = [linears for linears in (layer.qkv, layer.o, layer.up) if not linears.merged]
             token += sum(half * linears.width * len(linears.ranks) for linears in dropped)
         return whole, token

@@ -12,6 +12,7 @@ from xtuner_wulewule.model.fused.math import BITS
 CHANNELS, TOKENS = 64, 64  # multiples that widths and numbers of tokens must have
 RANKS = 16, 32, 64  # more does not fit the registers
 BLOCK = 1024
+MANY = 8192  # tokens
 
 
 @triton.jit
@@ -49,6 +50,7 @@ def _add_dropped_product(
     x,
     stride,
     inner,
+    inner_stride,
     a,
     masks,
     out,
@@ -65,7 +67,7 @@ def _add_dropped_product(
     total = tl.load(x + token[:, None] * stride + channel[None, :]).to(tl.float32)
     for number in tl.static_range(COUNT):
         rank = number * RANK + tl.arange(0, RANK)
-        left = tl.load(inner + token[:, None] * (COUNT * RANK) + rank[None, :])
+        left = tl.load(inner + token[:, None] * inner_stride + rank[None, :])
         branch = tl.dot(left, tl.load(a + rank[:, None] * WIDTH + channel[None, :]), input_precision="ieee")
         kept = _kept(masks + number * (tokens // 8) * WIDTH, token, channel, WIDTH)
         total += tl.where(kept, branch * scale, 0.0)
@@ -116,10 +118,12 @@ def _swiglu_backward(
     wide,
     stride,
     outer,
+    outer_stride,
     b,
     mask,
     a,
     of_inner,
+    inner_stride,
     of_wide,
     grads,
     scale,
@@ -136,17 +140,18 @@ def _swiglu_backward(
         weight = b + channel[:, None] * RANK + rank[None, :]
         b_gate, b_up = tl.trans(tl.load(weight)), tl.trans(tl.load(weight + WIDTH * RANK))
         down = tl.load(a + rank[:, None] * WIDTH + channel[None, :])
-    of_a = tl.zeros([RANK, CHANNELS], tl.float32)
-    of_b_gate = tl.zeros([RANK, CHANNELS], tl.float32)
-    of_b_up = tl.zeros([RANK, CHANNELS], tl.float32)
+    # gradients of A and B lie channels first: tensor cores take products of 64 rows at once, and a rank is often less
+    of_a = tl.zeros([CHANNELS, RANK], tl.float32)
+    of_b_gate = tl.zeros([CHANNELS, RANK], tl.float32)
+    of_b_up = tl.zeros([CHANNELS, RANK], tl.float32)
     for begin in range(0, SPAN, TOKENS):
         token = (tl.program_id(1) * SPAN + begin + tl.arange(0, TOKENS)).to(tl.int64)
         place = token[:, None] * stride + channel[None, :]
         gate, up = tl.load(wide + place).to(tl.float32), tl.load(wide + place + WIDTH).to(tl.float32)
         grad = tl.load(of_act + token[:, None] * act_stride + channel[None, :]).to(tl.float32)
-        at_gate = tl.load(outer + token[:, None] * (2 * RANK) + rank[None, :])
-        at_up = tl.load(outer + token[:, None] * (2 * RANK) + RANK + rank[None, :])
-        back = tl.load(of_inner + token[:, None] * RANK + rank[None, :])
+        at_gate = tl.load(outer + token[:, None] * outer_stride + rank[None, :])
+        at_up = tl.load(outer + token[:, None] * outer_stride + RANK + rank[None, :])
+        back = tl.load(of_inner + token[:, None] * inner_stride + rank[None, :])
         if DROPPED:
             kept = _kept(mask, token, channel, WIDTH)
             gate += tl.dot(at_gate, b_gate, input_precision="ieee")
@@ -162,10 +167,10 @@ def _swiglu_backward(
         act = (silu * up).to(of_wide.dtype.element_ty)
         if DROPPED:
             act = tl.where(kept, act, 0.0)
-        of_a = tl.dot(tl.trans(back), act, of_a, input_precision="ieee")
-        of_b_gate = tl.dot(tl.trans(at_gate), of_gate, of_b_gate, input_precision="ieee")
-        of_b_up = tl.dot(tl.trans(at_up), of_up, of_b_up, input_precision="ieee")
-    place = (tl.program_id(1) * 3 * RANK + rank[:, None]) * WIDTH + channel[None, :]
+        of_a = tl.dot(tl.trans(act), back, of_a, input_precision="ieee")
+        of_b_gate = tl.dot(tl.trans(of_gate), at_gate, of_b_gate, input_precision="ieee")
+        of_b_up = tl.dot(tl.trans(of_up), at_up, of_b_up, input_precision="ieee")
+    place = (tl.program_id(1) * 3 * RANK + rank[None, :]) * WIDTH + channel[:, None]
     tl.store(grads + place, of_a * scale)
     tl.store(grads + place + RANK * WIDTH, of_b_gate)
     tl.store(grads + place + 2 * RANK * WIDTH, of_b_up)
@@ -198,7 +203,9 @@ def add_dropped_product(x, inner, a, masks, p):
     (tokens, width), count = x.shape, len(masks)
     out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
     shape = dict(WIDTH=width, RANK=len(a) // count, COUNT=count, TOKENS=TOKENS, CHANNELS=CHANNELS)
-    _add_dropped_product[(tokens // TOKENS, width // CHANNELS)](x, x.stride(0), inner, a, masks, out, 1 / (1 - p), tokens, **shape)
+    _add_dropped_product[(tokens // TOKENS, width // CHANNELS)](
+        x, x.stride(0), inner, inner.stride(0), a, masks, out, 1 / (1 - p), tokens, **shape
+    )
     return out
 
 
@@ -206,9 +213,10 @@ def swiglu_project(wide, outer, b, mask, a, p):
     """As `math.swiglu_project`."""
     tokens, width, rank = len(wide), wide.shape[1] // 2, len(a)
     act = torch.empty(tokens, width, dtype=wide.dtype, device=wide.device)
-    parts = _parts(width, CHANNELS, 4)
+    channels = 2 * CHANNELS if width % (2 * CHANNELS) == 0 else CHANNELS
+    parts = _parts(width, channels, 4)
     inner = torch.empty(parts, tokens, rank, device=wide.device)
-    shape = dict(SPAN=width // parts, WIDTH=width, RANK=rank, TOKENS=TOKENS, CHANNELS=CHANNELS)
+    shape = dict(SPAN=width // parts, WIDTH=width, RANK=rank, TOKENS=TOKENS, CHANNELS=channels)
     _swiglu_project[(tokens // TOKENS, parts)](
         wide, wide.stride(0), outer, b, mask, a, act, inner, 1 / (1 - p), tokens, **shape, num_stages=2
     )
@@ -221,11 +229,15 @@ def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
     parts = _parts(tokens, TOKENS, 8)
     of_wide = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
     grads = torch.empty(parts, 3, rank, width, device=wide.device)
-    block, stages = (TOKENS, 2) if dropped else (TOKENS // 2, 3)  # the fastest of a dozen on an H100
+    # the fastest of a dozen on an H100
+    block, stages = TOKENS if dropped or tokens > MANY else TOKENS // 2, 2 if dropped else 3
     shape = dict(SPAN=tokens // parts, WIDTH=width, RANK=rank, DROPPED=dropped, TOKENS=block, CHANNELS=CHANNELS)
     grid = width // CHANNELS, parts
     _swiglu_backward[grid](
-        of_act, of_act.stride(0), wide, wide.stride(0), outer, b, mask, a, of_inner, of_wide, grads, 1 / (1 - p), **shape, num_stages=stages
+        *(of_act, of_act.stride(0), wide, wide.stride(0), outer, outer.stride(0), b, mask, a, of_inner, of_inner.stride(0)),
+        *(of_wide, grads, 1 / (1 - p)),
+        **shape,
+        num_stages=stages,
     )
     return of_wide, grads.sum(0)
 

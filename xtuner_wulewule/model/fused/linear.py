@@ -31,8 +31,8 @@ class Linears:
         a (torch.Tensor): A of the adapters, one below the other (adapters * rank, width).
         b (torch.Tensor): their B, scaled (sum of outs with an adapter, rank).
         merged (bool): whether the weights hold B A: where there is no dropout.
-        beside (torch.Tensor | None): the weights, and right of them the B of all adapters (sum of outs, width + adapters * rank): one
-            product then gives both gradients of the backward, that of x and that of A x.
+        beside (torch.Tensor | None): the resident weights with the B of all adapters right of them (sum of outs, width + adapters *
+            rank): one product then gives both gradients of the backward, that of x and that of A x.
         keep (bool): keep `Branch.dropped` for the backward.
     """
 
@@ -70,19 +70,17 @@ class Linears:
     def _shaped(self, parts):
         return [next(parts).view(self.a.shape), *(next(parts).view(self.rank, len(b)) for b in self.b_parts)]
 
-    def make_resident(self):
-        """Keep the weights in `dtype` from now on, instead of dequantising them for each use."""
-        self.resident = None if self._only() is not None else self._filled()
-
-    def make_beside(self):
-        """Keep a copy of the resident weights with B beside them from now on."""
-        self.beside = torch.zeros(sum(self.outs), self.width + len(self.a), dtype=self.dtype, device=self.device)
-        self.beside[:, : self.width].copy_(self.weight())
-        self._fill_beside()
+    def make_resident(self, beside=False):
+        """Keep the weights in `dtype` from now on, instead of dequantising them for each use; with `beside`, B right of them."""
+        self.resident = self.beside = None  # before the others take memory
+        beside = beside and bool(self.ranks)
+        if self._only() is None or beside:
+            self.resident = self._filled(len(self.a) * beside)
+        if beside:
+            self.beside = self.resident[: sum(self.outs)]
+            self._fill_beside()
 
     def _fill_beside(self):
-        if self.merged:
-            self.beside[:, : self.width].copy_(self.weight())
         for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
             self.beside[rows, self.width :][:, rank].copy_(b)
 
@@ -92,19 +90,20 @@ class Linears:
         zeros = [torch.zeros(out, dtype=self.dtype, device=self.device) for out in self.outs]
         return torch.cat([zero if base.bias is None else base.bias.to(self.dtype) for zero, base in zip(zeros, self.bases, strict=True)])
 
+    def adapters_now(self):
+        """Yield of each A and B: where it is kept, the trained weight, and the number by which that is to be multiplied."""
+        for layer, rank, b in zip(self.adapters, self.ranks, self.b_parts, strict=True):
+            if layer:
+                of_a, of_b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+                yield self.a[rank][: len(of_a)], of_a, 1.0
+                yield b[:, : of_b.shape[1]], of_b, layer.scaling["default"]
+
     def begin_step(self):
-        """Take the adapters as they are now."""
-        for layer, rank, b in self._adapted():
-            of_a, of_b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
-            self.a[rank][: len(of_a)].copy_(of_a)
-            b[:, : of_b.shape[1]].copy_(of_b * layer.scaling["default"])
+        """Bring the resident weights to the adapters as they are kept now."""
         if self.resident is not None and self.merged and self.parameters:
             self._fill(self.resident)
         if self.beside is not None:
             self._fill_beside()
-
-    def _adapted(self):
-        return [(layer, rank, b) for layer, rank, b in zip(self.adapters, self.ranks, self.b_parts, strict=True) if layer]
 
     def gradients(self, parts):
         """Return the gradients of `parameters`, each with the number by which it is still to be multiplied, None where by none.
@@ -120,14 +119,15 @@ class Linears:
                 found += [(of_a[rank][:size], None), (part[:size].t(), layer.scaling["default"])]
         return found
 
-    def _filled(self):
-        weight = torch.empty(self.height, self.width, dtype=self.dtype, device=self.device)
+    def _filled(self, columns=0):
+        weight = torch.empty(self.height, self.width + columns, dtype=self.dtype, device=self.device)
+        weight[:, self.width :].zero_()
         self._fill(weight)
         return weight
 
     def _fill(self, weight):
-        """Write the frozen weights, dequantised, into a tensor (height, width); where the adapters are merged, add B A, and A below."""
-        begin = 0
+        """Write the frozen weights, dequantised, into a tensor (height, width or more); where adapters are merged, add B A, and A below."""
+        weight, begin = weight[:, : self.width], 0
         for base, out in zip(self.bases, self.outs, strict=True):
             part = weight[begin : begin + out]
             state = getattr(base.weight, "quant_state", None)
@@ -136,7 +136,10 @@ class Linears:
             else:
                 from bitsandbytes.functional import dequantize_4bit
 
-                dequantize_4bit(base.weight.data, state, out=part)
+                whole = part.is_contiguous()
+                frozen = dequantize_4bit(base.weight.data, state, out=part if whole else None)
+                if not whole:
+                    part.copy_(frozen)
             begin += out
         if self.merged:
             for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
@@ -152,7 +155,7 @@ class Linears:
     def _weight(self):
         """Return what `_fill` writes."""
         kept = self.resident if self.resident is not None else self._only()
-        return self._filled() if kept is None else kept
+        return self._filled() if kept is None else kept[:, : self.width]
 
     def weight(self):
         """Return what x is multiplied with (sum of outs, width): the frozen weights, plus the adapters' B A where there is no dropout."""
@@ -165,10 +168,10 @@ class Linears:
             x (torch.Tensor): (T, width).
             branch (Branch): of the adapters; where it is empty the masks are drawn and A x computed.
             kernels (math.Kernels): how to compute.
-            apart (bool): leave out the adapters where they are not merged into the weights.
+            apart (bool): leave out the adapters where they are not merged into the weights; A x may then be a part of the outputs' tensor.
         """
         if self.merged or not self.ranks:
-            return self._forward_merged(x, branch)
+            return self._forward_merged(x, branch, apart)
         if branch.inner is None:
             branch.masks = kernels.draw_masks(x, len(self.ranks), self.rate)
             branch.inner = self._project(x, branch, kernels)
@@ -183,13 +186,15 @@ class Linears:
                 y[:, rows].addmm_(branch.inner[:, rank], b.t())
         return y
 
-    def _forward_merged(self, x, branch):
+    def _forward_merged(self, x, branch, apart):
         both = x @ self._weight().t()
         y = both[:, : sum(self.outs)]
         if self.bias is not None:
             y += self.bias
         if self.ranks and branch.inner is None:
-            branch.inner = both[:, sum(self.outs) :].contiguous()
+            branch.inner = both[:, sum(self.outs) :]
+            if not apart:
+                branch.inner = branch.inner.contiguous()  # `both` need not be kept for it
         return y
 
     def _project(self, x, branch, kernels):
@@ -210,11 +215,14 @@ class Linears:
         return inner
 
     def input_gradients(self, grad):
-        """Return what `inner_gradient` returns, and the gradient of x (T, width) without the share of adapters that are not merged."""
+        """Return what `inner_gradient` returns, and the gradient of x (T, width) without the share of adapters that are not merged.
+
+        Both are parts of one tensor where B is beside the weights.
+        """
         if self.beside is None:
             return self.inner_gradient(grad), grad @ self.weight()
         both = grad @ self.beside
-        return both[:, self.width :].contiguous(), both[:, : self.width]
+        return both[:, self.width :], both[:, : self.width]
 
     def add_adapters(self, of_x, of_inner, masks, kernels):
         """Return the gradient of x (T, width).

@@ -67,9 +67,11 @@ class FusedStep:
         """Compute the gradients, which the decoder then holds; return the loss."""
         self.steps += 1
         ready = bool(self.graphs)
+        trained = (labels[:, 1:] != IGNORED).sum(1).tolist()  # waits for the card, which has nothing to do yet
         if ready:
             self._begin()  # the card merges the adapters while the batch is prepared
-        batch = Batch(input_ids, labels, position_ids, document_ids, self.parts.rotary, LENGTHS if self.recorded else 1, self.dtype)
+        multiple = LENGTHS if self.recorded else 1
+        batch = Batch(input_ids, labels, trained, position_ids, document_ids, self.parts.rotary, multiple, self.dtype)
         if self.steps == 1:
             self._plan(batch.tokens, _free_memory(self.device))
         loss = self._replayed(batch) if ready else None
@@ -203,15 +205,16 @@ class Batch:
     """Rows as the decoder needs them.
 
     Args: as for `FusedStep`, and
+        trained (list[int]): how many tokens of each row are trained.
         rotary (torch.nn.Module): as of `shapes.Parts`.
         multiple (int): the rows are padded to a multiple of so many tokens.
         dtype (torch.dtype): of the mask, where one is needed.
     """
 
-    def __init__(self, input_ids, labels, position_ids, document_ids, rotary, multiple, dtype):
+    def __init__(self, input_ids, labels, trained, position_ids, document_ids, rotary, multiple, dtype):
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        trained = (targets != IGNORED).sum(1)
-        self.weight, self.trained = 1 / trained.sum().clamp(min=1), trained.tolist()
+        self.trained = trained
+        self.weight = torch.full((), 1 / max(1, sum(trained)), device=labels.device)
         self.documents = document_ids
         self.dtype = dtype
         missing = -input_ids.shape[1] % multiple
