@@ -81,7 +81,7 @@ def test_dropout_draws_anew_in_each_replay_and_is_right_on_average():
 def test_kernels_are_those_of_pytorch():
     tokens, width, rank, p = 512, 2048, 32, 0.1
     kernels, plain = math.Kernels(compiled=True), math.Kernels(compiled=False)
-    kernels.take_triton({width}, rank)
+    kernels.take_triton({width}, rank, 128)
     assert kernels.drop.__module__.endswith("kernels") or math.triton_release() < math.OLDEST_TRITON
 
     def random(*shape):
@@ -109,6 +109,16 @@ def test_kernels_are_those_of_pytorch():
             arguments = first, wide, outer, b, one, a, inner, rate
             for found, expected in zip(kernels.swiglu_backward(*arguments), plain.swiglu_backward(*arguments), strict=True):
                 assert_same(found, expected)
+
+
+@pytest.mark.parametrize("name", ["join_grouped", "join_listed"])
+def test_kernel_that_joins_is_that_of_pytorch(name):
+    kernels, plain = math.Kernels(compiled=True), math.Kernels(compiled=False)
+    kernels.take_triton({2048}, 32, 128)
+    q, k, v = (torch.randn(512, heads, 128, device="cuda", dtype=BF16) for heads in (16, 8, 8))
+    arguments = q, k, v, torch.randn(512, 128, device="cuda"), torch.randn(512, 128, device="cuda"), (16, 8, 128)
+    found, expected = (getattr(one, name)(*arguments).float() for one in (kernels, plain))
+    assert (found - expected).norm() <= 1e-2 * expected.norm()
 
 
 def test_head_sees_the_tokens_with_a_target_only():

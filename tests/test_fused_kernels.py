@@ -43,6 +43,11 @@ for found, expected in zip(kernels.swiglu_backward(*arguments), math.swiglu_back
     same(found, expected)
 arguments = x, wider(outer), torch.randn(2 * rank, width), masks, 0.1
 same(kernels.add_dropped_product(*arguments), math.add_dropped_product(*arguments))
+for queries, groups in ((6, 2), (3, 3)):
+    q, k, v = (torch.randn(24, heads, 16) for heads in (queries, groups, groups))
+    arguments = q, k, v.transpose(0, 1).contiguous().transpose(0, 1), torch.randn(24, 16), torch.randn(24, 16), (queries, groups, 16)
+    for name in ("join_grouped", "join_listed"):
+        same(getattr(kernels, name)(*arguments), getattr(math, name)(*arguments))
 for p in (0.1, 0.6):
     ones = torch.ones(2048, 64)
     kept = list(kernels.drop(ones, kernels.draw_masks(ones, 2, p), p) != 0)

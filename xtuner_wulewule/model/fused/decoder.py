@@ -25,8 +25,7 @@ class Layer:
 
     def __init__(self, parts, dtype, kernels, lora):
         self.norms, self.kernels, self.dtype, self.rate = parts.norms, kernels, dtype, lora["rate"]
-        self.heads = parts.heads
-        self.split, self.join = (getattr(kernels, f"{name}_{parts.layout}") for name in ("split", "join"))
+        self.heads, self.layout = parts.heads, parts.layout
         self.qkv, self.o = (Linears(group, dtype, **lora) for group in (parts.qkv, parts.o))
         self.up, self.down = (Linears(group, dtype, **lora, complete=True) for group in (parts.up, parts.down))
         self.linears = (self.qkv, self.o, self.up, self.down)
@@ -56,7 +55,8 @@ class Layer:
 
     def _attention(self, saved, place):
         qkv = self.qkv.forward(saved.normed[0], saved.qkv, self.kernels)
-        saved.heads = [t.detach().requires_grad_() for t in self.split(qkv, place.cos, place.sin, self.heads)]
+        split = getattr(self.kernels, f"split_{self.layout}")
+        saved.heads = [t.detach().requires_grad_() for t in split(qkv, place.cos, place.sin, self.heads)]
         with torch.enable_grad():
             saved.attended = attend(*saved.heads, place.layout)
 
@@ -97,7 +97,7 @@ class Layer:
         of_attended = self._backward_of(self.o, grad, saved.o, saved.attended.detach().flatten(1))
         of_heads = torch.autograd.grad(saved.attended, saved.heads, of_attended.view_as(saved.attended))
         saved.attended = saved.heads = None
-        of_qkv = self.join(*of_heads, place.cos, place.sin, self.heads)
+        of_qkv = getattr(self.kernels, f"join_{self.layout}")(*of_heads, place.cos, place.sin, self.heads)
         of_normed = self._backward_of(self.qkv, of_qkv, saved.qkv, saved.normed[0], first)
         return None if first else self._norm_backward(saved, 0, of_normed, grad)
 
@@ -175,7 +175,7 @@ class Decoder:
         self.layers = [Layer(layer, dtype, kernels, lora) for layer in parts.layers]
         self.head = Linears([parts.head], dtype, **lora)
         self.linears = [*(linears for layer in self.layers for linears in layer.linears), self.head]
-        kernels.take_triton({linears.width for linears in self.linears}, lora["rank"])
+        kernels.take_triton({linears.width for linears in self.linears}, lora["rank"], parts.layers[0].heads[2])
         self.parameters = [parameter for linears in self.linears for parameter in linears.parameters]
         self.sizes = [size for linears in self.linears for size in linears.gradient_sizes()]
         self.sums = torch.zeros(sum(self.sizes), device=self.head.device)

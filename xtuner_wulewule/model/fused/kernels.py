@@ -1,4 +1,5 @@
-"""Triton kernels of what `math` has in PyTorch: dropout, and SwiGLU together with the small matrix products of LoRA beside it.
+"""Triton kernels of what `math` has in PyTorch: dropout, SwiGLU together with the small matrix products of LoRA beside it, and the
+gradients of queries, keys and values turned back and joined.
 
 Each large tensor is read and written once; apart, LoRA's products would read it again. A program takes TOKENS x CHANNELS values.
 """
@@ -9,10 +10,12 @@ import triton.language as tl
 
 from xtuner_wulewule.model.fused.math import BITS
 
+NAMES = "draw_masks drop add_dropped_product swiglu_project swiglu_backward join_grouped join_listed"  # of `math` that are here, too
 CHANNELS, TOKENS = 64, 64  # multiples that widths and numbers of tokens must have
 RANKS = 16, 32, 64  # more does not fit the registers
 BLOCK = 1024
 MANY = 8192  # tokens
+ROPED = 8  # tokens whose queries, keys and values a program joins
 
 
 @triton.jit
@@ -176,9 +179,49 @@ def _swiglu_backward(
     tl.store(grads + place + 2 * RANK * WIDTH, of_b_up)
 
 
-def serves(width, rank):
-    """Return whether tensors of so many channels, with LoRA of a rank, can be given to the kernels."""
-    return width % CHANNELS == 0 and rank in RANKS
+@triton.jit
+def _join(
+    q,
+    k,
+    v,
+    cos,
+    sin,
+    out,
+    QUERIES: tl.constexpr,
+    GROUPS: tl.constexpr,
+    HALF: tl.constexpr,
+    GROUPED: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    WIDTH: tl.constexpr = 2 * HALF
+    PER: tl.constexpr = QUERIES // GROUPS
+    token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None]
+    channel = tl.arange(0, HALF)[None, :]
+    place = token * WIDTH + channel
+    cos_first, cos_second = tl.load(cos + place), tl.load(cos + place + HALF)
+    sin_first, sin_second = tl.load(sin + place), tl.load(sin + place + HALF)
+    begin = out + token * ((QUERIES + 2 * GROUPS) * WIDTH) + channel
+    for head in range(QUERIES):
+        source = q + (token * QUERIES + head) * WIDTH + channel
+        first, second = tl.load(source).to(tl.float32), tl.load(source + HALF).to(tl.float32)
+        slot = head // PER * (PER + 2) + head % PER if GROUPED else head
+        tl.store(begin + slot * WIDTH, first * cos_first + second * sin_second)
+        tl.store(begin + slot * WIDTH + HALF, second * cos_second - first * sin_first)
+    for group in range(GROUPS):
+        source = k + (token * GROUPS + group) * WIDTH + channel
+        first, second = tl.load(source).to(tl.float32), tl.load(source + HALF).to(tl.float32)
+        slot = group * (PER + 2) + PER if GROUPED else QUERIES + group
+        tl.store(begin + slot * WIDTH, first * cos_first + second * sin_second)
+        tl.store(begin + slot * WIDTH + HALF, second * cos_second - first * sin_first)
+        source = v + (token * GROUPS + group) * WIDTH + channel
+        slot = slot + 1 if GROUPED else slot + GROUPS
+        tl.store(begin + slot * WIDTH, tl.load(source))
+        tl.store(begin + slot * WIDTH + HALF, tl.load(source + HALF))
+
+
+def serves(width, rank, head):
+    """Return whether tensors of so many channels, with LoRA of a rank and heads of so many channels, can be given to the kernels."""
+    return width % CHANNELS == 0 and rank in RANKS and head >= 2 * BITS and head & (head - 1) == 0
 
 
 def draw_masks(x, count, p):
@@ -246,3 +289,21 @@ def _parts(size, block, parts):
     while size % (block * parts):
         parts //= 2
     return parts
+
+
+def join_grouped(q, k, v, cos, sin, heads):
+    """As `math.join_grouped`."""
+    return _joined(q, k, v, cos, sin, heads, grouped=True)
+
+
+def join_listed(q, k, v, cos, sin, heads):
+    """As `math.join_listed`."""
+    return _joined(q, k, v, cos, sin, heads, grouped=False)
+
+
+def _joined(q, k, v, cos, sin, heads, grouped):
+    (queries, groups, width), tokens = heads, len(q)
+    out = torch.empty(tokens, (queries + 2 * groups) * width, dtype=q.dtype, device=q.device)
+    shape = dict(QUERIES=queries, GROUPS=groups, HALF=width // 2, GROUPED=grouped, TOKENS=ROPED)
+    _join[(tokens // ROPED,)](*(x.contiguous() for x in (q, k, v, cos, sin)), out, **shape)
+    return out

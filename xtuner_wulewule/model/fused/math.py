@@ -189,14 +189,14 @@ class Kernels:
         for name in self.NAMES.split():
             setattr(self, name, _compiled(name) if compiled else globals()[name])
 
-    def take_triton(self, widths, rank):
-        """Take the kernels of Triton where they serve tensors of all these widths, and LoRA of this rank."""
+    def take_triton(self, widths, rank, head):
+        """Take the kernels of Triton where they serve tensors of all these widths, LoRA of this rank, and heads of so many channels."""
         if not self.compiled or triton_release() < OLDEST_TRITON:
             return
         from xtuner_wulewule.model.fused import kernels
 
-        if all(kernels.serves(width, rank) for width in widths):
-            for name in ("draw_masks", "drop", "add_dropped_product", "swiglu_project", "swiglu_backward"):
+        if all(kernels.serves(width, rank, head) for width in widths):
+            for name in kernels.NAMES.split():
                 setattr(self, name, getattr(kernels, name))
 
 
