@@ -40,7 +40,9 @@ def test_scorecard(evaluated):
 
 def test_gate_names_what_was_missed(evaluated):
     _, result = evaluated
-    assert last_line(result.stderr) == "xtuner-wulewule: error: the model misses 1 of 2 thresholds: name>=0.5 (it is 0.0%)"
+    # random letters happen to hold the name now and then
+    missed = r"xtuner-wulewule: error: the model misses 1 of 2 thresholds: name>=0\.5 \(it is \d\.\d%\)"
+    assert re.fullmatch(missed, last_line(result.stderr))
     assert re.search(r"perplexity_growth .*<=5.0% passed", result.stdout) and re.search(r" name .*>=50.0% MISSED", result.stdout)
 
 
