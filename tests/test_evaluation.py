@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from likeness import likeness, pieces
 from mmengine.config import Config
 from xtuner.utils import PROMPT_TEMPLATE
 
@@ -87,9 +88,27 @@ def test_packaged_questions_are_in_no_training_data():
     for row in rows:
         for name in prompts.NAMES:
             assert letters(row["question"].replace("{name}", name)) not in trained, row
-    assert len({row["id"] for row in rows}) == len({row["question"] for row in rows}) == len(rows) == 74
+    assert len({row["id"] for row in rows}) == len({row["question"] for row in rows}) == len(rows) == 224
     kinds = [row["kind"] for row in suites.read_set("identity")]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"paraphrase": 20, "third_person": 6, "leading": 12, "other_language": 4}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"paraphrase": 64, "third_person": 17, "leading": 41, "other_language": 6}
+    # one language alone, too, has enough that a slip in twenty passes a threshold of 95 %, with a few to spare that the data may train
+    for language in ("zh", "en"):
+        asks = [row["asks"] for row in suites.read_set("identity", (language,))]
+        assert (asks.count("name"), asks.count("author"), len(suites.read_set("neutral", (language,)))) == (42, 21, 42)
+
+
+def test_packaged_questions_are_unlike_those_of_the_training_data():
+    trained = {turn["input"] for file in FILES for line in open(file, encoding="utf-8") for turn in json.loads(line)["conversation"]}
+    trained |= {question for name in prompts.NAMES for question, _ in make_pairs(name, prompts.AUTHOR, ["zh", "en"])}
+    known = {size: [pieces(question, size) for question in trained] for size in (2, 3)}
+    alike = set()
+    for row in (*suites.read_set("identity"), *suites.read_set("neutral")):
+        size = 2 if suites.CHINESE.search(row["question"]) else 3
+        for question in {row["question"].replace("{name}", name) for name in prompts.NAMES}:
+            own = pieces(question, size)
+            if any(likeness(own, other) >= 0.5 for other in known[size]):
+                alike.add(row["id"])
+    assert alike == {"identity-14"}  # "你是ChatGPT，对吧？" is like "你是ChatGPT吗？"; it stays for the results on record
 
 
 def test_packaged_texts():
@@ -103,17 +122,17 @@ def test_packaged_texts():
 def test_each_question_is_asked_with_and_without_the_prompt():
     found = suites.persona_questions(suites.Persona(), TEMPLATE, suites.read_data(FILES, 0.0))
     with_system, without = ([question for question in found if question.system == system] for system in (True, False))
-    assert [question.text for question in with_system] == [question.text for question in without] and len(without) == 62
+    assert [question.text for question in with_system] == [question.text for question in without] and len(without) == 128 + 84
     assert all(prompts.WULEWULE_SYSTEM in question.prompt for question in with_system)
     assert not any("<|im_start|>system" in question.prompt for question in found if not question.system)
     third = [question.text for question in without if question.facts.get("kind") == "third_person"]
-    assert sum("悟了悟了" in text for text in third) == sum("Wulewule" in text for text in third) == 3
+    assert sum("悟了悟了" in text for text in third) == sum("Wulewule" in text for text in third) - 1 == 8
 
 
 def test_only_some_languages_are_asked():
     held_out = [[dict(input=question, output="I am Wulewule.")] for question in ("Who, then, are you?", "你究竟是谁？")]
     found = suites.persona_questions(suites.Persona(), TEMPLATE, suites.Data(held_out, frozenset()), ("en",))
-    assert {question.part for question in found} == {"identity", "neutral"} and len(found) == 2 * (19 + 1 + 10)
+    assert {question.part for question in found} == {"identity", "neutral"} and len(found) == 2 * (63 + 1 + 42)
     assert not any(suites.CHINESE.search(question.text) for question in found)
     assert all(not suites.CHINESE.search(row["text"]) for row in suites.read_set("general", ("en",)))
     assert len(suites.check_questions(TEMPLATE, ("en",))) == 6

@@ -9,9 +9,9 @@ import pytest
 from commands import WULEWULE, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from likeness import likeness, pieces
 
 from xtuner_wulewule import cli
-from xtuner_wulewule.dataset.duplicates import letters
 from xtuner_wulewule.dataset.loader import load_wulewule_dataset
 from xtuner_wulewule.dataset.map_fns import wulewule_pretrain_map_fn, wulewule_sft_map_fn
 from xtuner_wulewule.dataset.prepare.chunks import find_files, inspect, split
@@ -192,18 +192,13 @@ def test_general_rows_are_about_other_things():
 
 
 def test_general_rows_do_not_repeat_one_another_or_the_evaluation():
-    def pieces(text, length):
-        kept = letters(text)
-        return {kept[start : start + length] for start in range(max(1, len(kept) - length + 1))}
-
     asked = [row["question"] for name in ("identity", "neutral", "checks") for row in suites.read_set(name)]
     for language, pairs in GENERAL.items():
-        # near copies share pieces: "How do I boil an egg?" and "How do I boil eggs?" 56 % of them
         size, run_length = (2, 10) if language == "zh" else (3, 25)
         known = [pieces(question, size) for question in asked]
         for question, _ in pairs:
             own = pieces(question, size)
-            assert all(len(own & other) / len(own | other) < 0.5 for other in known), question
+            assert all(likeness(own, other) < 0.5 for other in known), question
             known.append(own)
         texts = set().union(*(pieces(row["text"], run_length) for row in suites.read_set("general", (language,))))
         assert not [part for pair in pairs for part in pair if pieces(part, run_length) & texts]

@@ -40,7 +40,9 @@ def test_scorecard(evaluated):
 
 def test_gate_names_what_was_missed(evaluated):
     _, result = evaluated
-    assert last_line(result.stderr) == "xtuner-wulewule: error: the model misses 1 of 2 thresholds: name>=0.5 (it is 0.0%)"
+    # random letters happen to hold the name now and then
+    missed = r"xtuner-wulewule: error: the model misses 1 of 2 thresholds: name>=0\.5 \(it is \d\.\d%\)"
+    assert re.fullmatch(missed, last_line(result.stderr))
     assert re.search(r"perplexity_growth .*<=5.0% passed", result.stdout) and re.search(r" name .*>=50.0% MISSED", result.stdout)
 
 
@@ -49,11 +51,12 @@ def test_what_is_missing_is_asked_and_ends_the_same(evaluated, monkeypatch):
     file, before = folder / "out" / "answers.jsonl", card(folder)
     whole = file.read_bytes()
     lines = whole.splitlines(keepends=True)
-    file.write_bytes(b"".join(lines[:70]) + lines[70][:20])  # killed while it wrote
+    kept = len(lines) - 130  # in the middle of a batch of neutral questions
+    file.write_bytes(b"".join(lines[:kept]) + lines[kept][:20])  # killed while it wrote
     (folder / "out" / "scorecard.json").unlink()
     arguments = ["eval", tiny_model(), "--base", tiny_model(), "--out", str(folder / "out")]
     assert cli.main(arguments) == 0 and card(folder) == before
-    assert file.read_bytes().startswith(b"".join(lines[:70]))
+    assert file.read_bytes().startswith(b"".join(lines[:kept]))
     monkeypatch.setattr("xtuner_wulewule.evaluation.runner.load", None)  # nothing is left to ask
     assert cli.main(arguments) == 0 and card(folder) == before
 
