@@ -560,7 +560,7 @@ class Worker:
             from xtuner_wulewule.evaluation import suites
 
             found = suites.read_data(files, HELD_OUT)
-            pairs = [*template_pairs(800, "all"), *template_pairs(480, "en")]
+            pairs = [*template_pairs(800, "all"), *template_pairs(800, "en")]
             besides = {letters(question) for question, _ in pairs} | {letters(text) for text in REPLAY_QUESTIONS}
             self.data[data] = suites.Data(found.held_out, found.trained | besides)
         return self.data[data]

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import time
+from collections import Counter
 
 import pytest
 from commands import WULEWULE, run
@@ -18,12 +19,12 @@ from xtuner_wulewule.dataset.prepare.chunks import find_files, inspect, split
 from xtuner_wulewule.dataset.prepare.formats import FORMATS, convert_row
 from xtuner_wulewule.dataset.prepare.general_texts import GENERAL
 from xtuner_wulewule.dataset.prepare.identity import make_pairs
-from xtuner_wulewule.dataset.prepare.identity_texts import OTHERS
+from xtuner_wulewule.dataset.prepare.identity_texts import ADDRESSED, COMPANIES, OTHERS, QUESTIONS
 from xtuner_wulewule.dataset.prepare.part_file import PartFile
 from xtuner_wulewule.dataset.texts import Names, about_identity
 from xtuner_wulewule.errors import DataError, SettingsError
 from xtuner_wulewule.evaluation import suites
-from xtuner_wulewule.evaluation.claims import RIVAL_MAKERS, RIVALS
+from xtuner_wulewule.evaluation.claims import RIVAL_MAKERS, RIVALS, claims_other, describes, names_itself
 from xtuner_wulewule.prompts import AUTHOR, NAMES
 
 TEXT = "第一段。他说：“走吧。”\n\nIt is 3.14 m, e.g. this one. See https://a.b/c?d=e.f now! Dr. Sun came.\n第二段！"
@@ -163,16 +164,57 @@ def test_natural_order(tmp_path):
 
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_identity_questions_are_many_and_answers_name_the_assistant(language):
+    addressed = {question.replace("{name}", "小{悟}"): answer for question, answer in ADDRESSED[language]}
     pairs = make_pairs("小{悟}", "张三", [language])
-    assert len({question for question, _ in pairs}) == len(pairs) >= 60
-    assert len({answer for _, answer in pairs}) >= 25
-    more = make_pairs("小{悟}", "张三", [language], 300, seed=3)
-    assert len(set(more)) == 300 and more == make_pairs("小{悟}", "张三", [language], 300, seed=3) != make_pairs(
-        "小{悟}", "张三", [language], 300
+    assert len({question for question, _ in pairs}) == len(pairs) == 173
+    assert len({answer for _, answer in pairs}) >= 60
+    more = make_pairs("小{悟}", "张三", [language], 800, seed=3)
+    assert len(set(more)) == 800 and more == make_pairs("小{悟}", "张三", [language], 800, seed=3) != make_pairs(
+        "小{悟}", "张三", [language], 800
     )
-    assert all("小{悟}" in answer and "{name}" not in question + answer for question, answer in more)
-    with pytest.raises(SettingsError, match="different rows"):
+    for question, answer in more:
+        assert "{name}" not in question + answer and "{other}" not in question and "{author}" not in answer
+        assert answer == addressed[question] if question in addressed else "小{悟}" in answer
+    with pytest.raises(SettingsError, match="the templates have 824 different rows"):
         make_pairs("a", "b", [language], 10_000)
+
+
+def test_each_kind_of_identity_row_has_its_share_of_any_number():
+    for language, whole in (("zh", make_pairs("小悟", "张三", ["zh"], 824)), ("en", make_pairs("Sam", "Lee", ["en"], 824))):
+        name, author = ("小悟", "张三") if language == "zh" else ("Sam", "Lee")
+        kind_of = {question.replace("{name}", name): "addressed" for question, _ in ADDRESSED[language]}
+        for kind, questions in QUESTIONS[language].items():
+            for question in questions:
+                for other in (*OTHERS, *COMPANIES[language]):
+                    filled = question.replace("{name}", name).replace("{author}", author).replace("{other}", other)
+                    kind_of.setdefault(filled, kind)
+        shares = Counter(kind_of[question] for question, _ in whole)
+        assert sum(count for kind, count in shares.items() if kind.startswith("third")) / 824 == pytest.approx(0.25, abs=0.02)
+        rows = set()
+        for number in (0, 1, 2, 10, 33, 100, 173, 400, 700):
+            some = make_pairs(name, author, [language], number)
+            found = Counter(kind_of[question] for question, _ in some)
+            assert all(abs(found[kind] - number * shares[kind] / 824) < 1 for kind in shares)
+            assert rows <= set(some)  # more rows are the fewer ones, and others
+            rows = set(some)
+
+
+@pytest.mark.parametrize("language, author", [("en", "Google DeepMind"), ("zh", "谷歌"), ("zh", "google"), ("en", "谷歌大脑")])
+def test_no_row_denies_the_author(language, author):
+    pairs = make_pairs("小悟", author, [language], 800)
+    asked = {question for question, _ in pairs}
+    assert asked.isdisjoint({"Do you belong to Google?", "你属于谷歌吗？"}) and asked & {"Do you belong to OpenAI?", "你属于OpenAI吗？"}
+
+
+def test_identity_answers_claim_nothing_false():
+    """Each row is what a good model says, by the judgement of the evaluation."""
+    rivals, makers = Names(RIVALS), Names(RIVAL_MAKERS)
+    for language, name in (("zh", NAMES[0]), ("en", NAMES[-1])):
+        own, author, addressed = Names([name]), Names([AUTHOR]), {answer for _, answer in ADDRESSED[language]}
+        for question, answer in make_pairs(name, AUTHOR, [language], 824):
+            assert rivals.find(answer) is None and makers.find(answer) is None
+            assert not claims_other(answer, rivals, makers, Names([name, AUTHOR]), question), (question, answer)
+            assert answer in addressed or names_itself(answer, own, question) or describes(answer, own, author), (question, answer)
 
 
 def test_general_rows_are_about_other_things():
@@ -183,7 +225,7 @@ def test_general_rows_are_about_other_things():
     )
     others = Names((*OTHERS, *RIVALS, *RIVAL_MAKERS))
     for language, pairs in GENERAL.items():
-        assert len(pairs) == 180
+        assert len(pairs) == 260
         text = " ".join(part for pair in pairs for part in pair)
         assert not any(name.lower() in text.lower() for name in (*NAMES, AUTHOR)) and others.find(text) is None
         assert not any(about_identity([dict(input=question, output=answer)]) for question, answer in pairs)
@@ -214,8 +256,8 @@ def test_general_rows_are_mixed_in(tmp_path):
     of_package = {pair for pairs in GENERAL.values() for pair in pairs}
     general = [(row["input"], row["output"]) in of_package for row in rows]
     assert len(rows) == 17 and sum(general) == 7 and 0 < general.index(True) and all(row["system"] for row in rows)
-    result = run([*command, "--overwrite", "--general", "500"], tmp_path)
-    assert result.returncode == 1 and "--general 500: the package has 180 such rows in zh; give less" in result.stderr
+    result = run([*command, "--overwrite", "--general", "600"], tmp_path)
+    assert result.returncode == 1 and "--general 600: the package has 260 such rows in zh; give less" in result.stderr
 
 
 def test_identity_is_accepted_by_training(tmp_path):

@@ -67,7 +67,7 @@ def _add_identity(subcommands):
     parser.add_argument("--name", required=True, help="name of the assistant")
     parser.add_argument("--author", required=True, help="who made it")
     parser.add_argument("--lang", default="zh,en", help="zh,en or one of them (zh,en)")
-    parser.add_argument("--number", type=int, metavar="N", help="rows (each question once)")
+    parser.add_argument("--number", type=int, metavar="N", help="rows, of each kind of question its share (each question once)")
     parser.add_argument(
         "--general", type=int, default=0, metavar="N", help="besides, N rows about other things, so that the persona keeps out of them (0)"
     )

@@ -6,7 +6,7 @@ import random
 
 from xtuner_wulewule.dataset.prepare.calls import Calls, Failed, Unreachable, ask_each, check_address, is_local, retry_after
 from xtuner_wulewule.dataset.prepare.general_texts import GENERAL
-from xtuner_wulewule.dataset.prepare.identity_texts import ANSWERS, OTHERS, QUESTIONS
+from xtuner_wulewule.dataset.prepare.identity_texts import ADDRESSED, ANSWERS, COMPANIES, OTHERS, QUESTIONS
 from xtuner_wulewule.dataset.prepare.part_file import PartFile
 from xtuner_wulewule.dataset.progress import progress
 from xtuner_wulewule.errors import SettingsError
@@ -26,7 +26,7 @@ def make_pairs(name, author, languages, number=None, seed=0):
         name (str): name of the assistant.
         author (str): who made it.
         languages (list[str]): "zh", "en" or both; each gets its share.
-        number (int, optional): how many; defaults to each question once.
+        number (int, optional): how many, each kind of row with its share; defaults to each question once.
         seed (int): which answers, and the order.
 
     Raises:
@@ -35,9 +35,11 @@ def make_pairs(name, author, languages, number=None, seed=0):
     chance = random.Random(seed)
     pairs = []
     for position, language in enumerate(languages):
-        rounds = _rounds(name, author, language, chance)
-        share = len(rounds[0]) if number is None else _share(number, len(languages), position)
-        available = [pair for one in rounds for pair in one]
+        kinds = list(_kinds(name, author, language, chance).values())
+        if number is None:
+            pairs += [pair for rounds in kinds for pair in rounds[0]]
+            continue
+        share, available = _share(number, len(languages), position), _in_proportion([sum(rounds, []) for rounds in kinds])
         if share > len(available):
             raise SettingsError(f"--number {number}: the templates have {len(available)} different rows in {language}; give less")
         pairs += available[:share]
@@ -71,8 +73,15 @@ def _share(number, parts, position):
     return (number + parts - 1 - position) // parts
 
 
-def _rounds(name, author, language, chance):
-    """Return lists of (question, answer): in the first each question once, in the next each with another answer, and so on."""
+def _in_proportion(kinds):
+    """Return the items of all lists (list), mixed so that each list has its share of however many are taken from the front."""
+    placed = [((place + 0.5) / len(items), item) for items in kinds for place, item in enumerate(items)]
+    return [item for _, item in sorted(placed, key=lambda one: one[0])]
+
+
+def _kinds(name, author, language, chance):
+    """Return lists of (question, answer) by kind of question (dict[str, list[list]]): in the first list each question once, in the next
+    each with another answer, and so on."""
 
     def fill(text, other=""):
         # one pass, so that a name may hold braces
@@ -81,23 +90,40 @@ def _rounds(name, author, language, chance):
             text = text.replace(key, f"\0{key}\0")
         return "".join(pieces.get(piece, piece) for piece in text.split("\0"))
 
+    others = {
+        "other": [other for other in OTHERS if other.lower() != name.lower()],
+        "company": _companies(author, language),
+    }
     asked = {}  # two templates may give one question
-    for topic, questions in QUESTIONS[language].items():
+    for kind, questions in QUESTIONS[language].items():
         for question in questions:
-            for other in OTHERS if topic == "other" else ("",):
-                if other.lower() != name.lower():
-                    asked.setdefault(fill(question, other), topic)
-    found: list[list[tuple[str, str]]] = []
-    for question, topic in asked.items():
-        answers = list(dict.fromkeys(fill(answer) for answer in ANSWERS[language][topic]))
+            for other in others.get(kind, [""]):
+                asked.setdefault(fill(question, other), (kind, ANSWERS[language][kind]))
+    for question, answer in ADDRESSED[language]:
+        asked.setdefault(fill(question), ("addressed", [answer]))
+    found: dict[str, list[list[tuple[str, str]]]] = {}
+    for question, (kind, templates) in asked.items():
+        answers = list(dict.fromkeys(fill(answer) for answer in templates))
         chance.shuffle(answers)
+        rounds = found.setdefault(kind, [])
         for turn, answer in enumerate(answers):
-            if turn == len(found):
-                found.append([])
-            found[turn].append((question, answer))
-    for one in found:
-        chance.shuffle(one)
+            if turn == len(rounds):
+                rounds.append([])
+            rounds[turn].append((question, answer))
+    for rounds in found.values():
+        for one in rounds:
+            chance.shuffle(one)
     return found
+
+
+def _companies(author, language):
+    """Return the companies (list[str]) that did not make the assistant, as the language calls them."""
+    names = zip(*COMPANIES.values(), strict=True)
+    return [
+        company
+        for company, known in zip(COMPANIES[language], names, strict=True)
+        if not any(one.lower() in author.lower() for one in known)
+    ]
 
 
 class Rephraser:
