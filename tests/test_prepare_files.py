@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 from commands import WULEWULE, run
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from likeness import likeness, pieces
 
@@ -33,6 +33,7 @@ PIECES = st.sampled_from(
 )
 
 
+@example("x" * 80 + "e.g. 石猴石猴" + "x" * 40, 16, 1, 0)  # what is before a chunk once decided where it ended
 @settings(max_examples=300, deadline=None)
 @given(st.lists(PIECES, max_size=80).map("".join), st.integers(16, 60), st.integers(1, 50), st.integers(0, 30))
 def test_split_loses_nothing_but_white_space(text, size, block, overlap):

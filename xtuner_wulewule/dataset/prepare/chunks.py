@@ -164,17 +164,17 @@ def split(blocks, size, overlap=0):
             start = done
 
 
-def _ends(pattern, text, low, high):
-    """Yield the positions in (low, high] where a text may be cut."""
+def _ends(pattern, text, start, low, high):
+    """Yield the positions in (low, high] where a text may be cut; nothing before `start`, the chunk's beginning, decides."""
     for match in pattern.finditer(text, low, high + LOOKAHEAD):
-        if low < match.end() <= high and not (match[0].startswith((".", "!", "?")) and _goes_on(text, match)):
+        if low < match.end() <= high and not (match[0].startswith((".", "!", "?")) and _goes_on(text, start, match)):
             yield match.end()
 
 
-def _goes_on(text, match):
+def _goes_on(text, start, match):
     """Return whether the sentence goes on (bool): after an abbreviation, or in a lower-case letter."""
     following = text[match.end() : match.end() + LOOKAHEAD].lstrip()
-    return following[:1].islower() or bool(_NO_END.search(text[max(0, match.start() - 12) : match.start() + 1]))
+    return following[:1].islower() or bool(_NO_END.search(text[max(start, match.start() - 12) : match.start() + 1]))
 
 
 def _cut(text, start, low, size):
@@ -188,7 +188,7 @@ def _cut(text, start, low, size):
         ((_CLAUSE, _LETTERS), low),
     ):
         for pattern in patterns:
-            end = max(_ends(pattern, text, begin, high), default=None)
+            end = max(_ends(pattern, text, start, begin, high), default=None)
             if end is not None:
                 return end
     return high
@@ -198,7 +198,7 @@ def _overlap_start(text, start, cut, overlap):
     """Return where the chunk after one from `start` to `cut` begins, `overlap` characters at most before its end."""
     low = max(start, cut - overlap - 1)
     for pattern in (_LINE, _SENTENCE, _CLAUSE, _LETTERS):
-        begin = min(_ends(pattern, text, low, cut - 1), default=None)
+        begin = min(_ends(pattern, text, start, low, cut - 1), default=None)
         if begin is not None:
             return _SPACE.match(text, begin).end()
     return cut
