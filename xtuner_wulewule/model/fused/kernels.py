@@ -203,20 +203,22 @@ def _join(
     begin = out + token * ((QUERIES + 2 * GROUPS) * WIDTH) + channel
     for head in range(QUERIES):
         source = q + (token * QUERIES + head) * WIDTH + channel
-        first, second = tl.load(source).to(tl.float32), tl.load(source + HALF).to(tl.float32)
         slot = head // PER * (PER + 2) + head % PER if GROUPED else head
-        tl.store(begin + slot * WIDTH, first * cos_first + second * sin_second)
-        tl.store(begin + slot * WIDTH + HALF, second * cos_second - first * sin_first)
+        _turn_back(source, begin + slot * WIDTH, cos_first, cos_second, sin_first, sin_second, HALF)
     for group in range(GROUPS):
-        source = k + (token * GROUPS + group) * WIDTH + channel
-        first, second = tl.load(source).to(tl.float32), tl.load(source + HALF).to(tl.float32)
+        place = (token * GROUPS + group) * WIDTH + channel
         slot = group * (PER + 2) + PER if GROUPED else QUERIES + group
-        tl.store(begin + slot * WIDTH, first * cos_first + second * sin_second)
-        tl.store(begin + slot * WIDTH + HALF, second * cos_second - first * sin_first)
-        source = v + (token * GROUPS + group) * WIDTH + channel
+        _turn_back(k + place, begin + slot * WIDTH, cos_first, cos_second, sin_first, sin_second, HALF)
         slot = slot + 1 if GROUPED else slot + GROUPS
-        tl.store(begin + slot * WIDTH, tl.load(source))
-        tl.store(begin + slot * WIDTH + HALF, tl.load(source + HALF))
+        tl.store(begin + slot * WIDTH, tl.load(v + place))
+        tl.store(begin + slot * WIDTH + HALF, tl.load(v + place + HALF))
+
+
+@triton.jit
+def _turn_back(source, target, cos_first, cos_second, sin_first, sin_second, HALF: tl.constexpr):
+    first, second = tl.load(source).to(tl.float32), tl.load(source + HALF).to(tl.float32)
+    tl.store(target, first * cos_first + second * sin_second)
+    tl.store(target + HALF, second * cos_second - first * sin_first)
 
 
 def serves(width, rank, head):
