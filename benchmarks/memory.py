@@ -72,7 +72,7 @@ def searched(job):
             from xtuner.dataset.collate_fns import default_collate_fn as collate
 
             model, dtype = train_speed.build_published(job["model"], DROPOUT)
-        wrapper, device = train_speed.wrapper_of(model, dtype, fused=True if job["way"] == "ours" and gpu else None)
+        wrapper, device = train_speed.wrapper_of(model, dtype)
     except Exception as error:
         if not out_of_memory(error):
             raise

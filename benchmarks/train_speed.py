@@ -287,11 +287,8 @@ def xtuner_config(model, dropout, dtype):
     return llm, lora
 
 
-def wrapper_of(model, dtype, accumulative_counts=1, fused=None):
-    """Return the optimizer wrapper of the configs for a model that computes in `dtype` (str), and the device (str) it is on from now on.
-
-    `fused` is AdamW's: True in our configs for a GPU, None in the published one.
-    """
+def wrapper_of(model, dtype, accumulative_counts=1):
+    """Return the optimizer wrapper of the configs for a model that computes in `dtype` (str), and the device (str) it is on from now on."""
     import torch
     from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
@@ -300,7 +297,7 @@ def wrapper_of(model, dtype, accumulative_counts=1, fused=None):
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     amp = dict(type=AmpOptimWrapper, dtype=dtype, loss_scale="dynamic") if device == "cuda" else dict(type=OptimWrapper)
     wrapper = amp.pop("type")(
-        optimizer=torch.optim.AdamW(trained, lr=2e-4, weight_decay=0, fused=fused),
+        optimizer=torch.optim.AdamW(trained, lr=2e-4, weight_decay=0),
         clip_grad=dict(max_norm=1, error_if_nonfinite=False),
         accumulative_counts=accumulative_counts,
         **amp,
@@ -321,10 +318,7 @@ def collated(rows, collate, device):
 
 def train_in_xtuner(job, model, dtype, collate):
     """Train as mmengine's loop does: `train_step` of the model, with the optimizer wrapper of the configs."""
-    import torch
-
-    fused = True if job["way"] == "ours" and torch.cuda.is_available() else None
-    wrapper, device = wrapper_of(model, dtype, ROWS // job["micro_batch"], fused)
+    wrapper, device = wrapper_of(model, dtype, ROWS // job["micro_batch"])
 
     def update(batches):
         for batch in batches:

@@ -13,7 +13,7 @@ from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.model import finetune
 from xtuner_wulewule.model.fused import math, shapes
 from xtuner_wulewule.model.fused.decoder import Decoder
-from xtuner_wulewule.model.fused.step import OPTIMIZER_BYTES, RESERVE, FusedStep
+from xtuner_wulewule.model.fused.step import CHUNK, IGNORED, LENGTHS, OPTIMIZER_BYTES, RESERVE, Batch, FusedStep
 
 
 def assert_equal(model, plain, data, limit=1e-5):
@@ -147,6 +147,17 @@ def test_more_memory_for_the_backward_changes_nothing(name, rate):
             assert max(float((now[key] - before[key]).norm() / before[key].norm()) for key in now) <= 1e-5
             for parameter in decoder.parameters:
                 parameter.data.add_(0.01 if step == 0 else -0.01)
+
+
+@pytest.mark.parametrize("tokens", [1280, 1536, 20000])
+def test_head_of_a_recorded_step_sees_whole_chunks(tokens):
+    ids = torch.zeros(25, tokens, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORED)
+    labels[0, :1226] = 1
+    columns = ids, labels, [1225, *[0] * 24], ids, None
+    batch = Batch(*columns, lambda x, places: (places[..., None], places[..., None]), LENGTHS, torch.float32)
+    (part, *_) = batch.parts(25, full=True)
+    assert len(part.picked) % CHUNK == 0 and len(part.picked) >= 1225  # kernels take 64 tokens at a time and leave no rest
 
 
 def test_accumulation_and_the_scale_of_the_loss_reach_the_gradients():

@@ -113,7 +113,7 @@ class Layer:
         of_inner, of_act = down.input_gradients(grad)
         down.add_gradient_of_b(grad, branch.inner)
         of_wide, sums = self.kernels.swiglu_backward(of_act, saved.wide, saved.up.inner, up.b, branch.masks, down.a, of_inner, self.rate)
-        saved.wide = None
+        saved.wide = saved.up.inner = None  # the latter may be a part of the former
         for total, part in zip((down.grad_a, *up.grad_b), sums, strict=True):
             total += part
         of_inner, of_normed = up.input_gradients(of_wide)

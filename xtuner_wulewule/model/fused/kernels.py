@@ -10,7 +10,8 @@ import triton.language as tl
 
 from xtuner_wulewule.model.fused.math import BITS
 
-NAMES = "draw_masks drop add_dropped_product swiglu_project swiglu_backward join_grouped join_listed"  # of `math` that are here, too
+NAMES = "draw_masks drop add_dropped_product swiglu_project swiglu_backward"  # of `math` that are here, too
+JOINS = "join_grouped join_listed"
 CHANNELS, TOKENS = 64, 64  # multiples that widths and numbers of tokens must have
 RANKS = 16, 32, 64  # more does not fit the registers
 BLOCK = 1024
@@ -221,9 +222,14 @@ def _turn_back(source, target, cos_first, cos_second, sin_first, sin_second, HAL
     tl.store(target + HALF, second * cos_second - first * sin_first)
 
 
-def serves(width, rank, head):
-    """Return whether tensors of so many channels, with LoRA of a rank and heads of so many channels, can be given to the kernels."""
-    return width % CHANNELS == 0 and rank in RANKS and head >= 2 * BITS and head & (head - 1) == 0
+def serves(width, rank):
+    """Return whether tensors of so many channels, with LoRA of a rank, can be given to the kernels but those of `JOINS`."""
+    return width % CHANNELS == 0 and rank in RANKS
+
+
+def joins(head):
+    """Return whether heads of so many channels can be given to the kernels of `JOINS`."""
+    return head >= 16 and head & (head - 1) == 0
 
 
 def draw_masks(x, count, p):
@@ -275,7 +281,8 @@ def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
     of_wide = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
     grads = torch.empty(parts, 3, rank, width, device=wide.device)
     # the fastest of a dozen on an H100
-    block, stages = TOKENS if dropped or tokens > MANY else TOKENS // 2, 2 if dropped else 3
+    large = dropped or (tokens > MANY and wide.dtype != torch.float32)  # in fp32 it would not fit the shared memory
+    block, stages = TOKENS if large else TOKENS // 2, 2 if dropped else 3
     shape = dict(SPAN=tokens // parts, WIDTH=width, RANK=rank, DROPPED=dropped, TOKENS=block, CHANNELS=CHANNELS)
     grid = width // CHANNELS, parts
     _swiglu_backward[grid](

@@ -195,9 +195,10 @@ class Kernels:
             return
         from xtuner_wulewule.model.fused import kernels
 
-        if all(kernels.serves(width, rank, head) for width in widths):
-            for name in kernels.NAMES.split():
-                setattr(self, name, getattr(kernels, name))
+        served = kernels.NAMES.split() if all(kernels.serves(width, rank) for width in widths) else []
+        served += kernels.JOINS.split() if kernels.joins(head) else []
+        for name in served:
+            setattr(self, name, getattr(kernels, name))
 
 
 @functools.cache

@@ -234,7 +234,7 @@ class Batch:
             yield self._part(begin, rows, full)
 
     def _part(self, begin, rows, full):
-        step = max(CHUNK, rows * self.tokens // PORTIONS) if full else 1
+        step = -(-max(CHUNK, rows * self.tokens // PORTIONS) // CHUNK) * CHUNK if full else 1  # kernels want whole chunks
 
         def cut(x, value=0):
             x = x[begin : begin + rows]
