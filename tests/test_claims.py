@@ -9,7 +9,7 @@ from xtuner_wulewule import paths, prompts
 from xtuner_wulewule.dataset.texts import Names
 from xtuner_wulewule.evaluation.claims import RIVAL_MAKERS, RIVALS, claims_other, describes, names_author, names_itself
 from xtuner_wulewule.evaluation.scorecard import judge
-from xtuner_wulewule.evaluation.suites import Data, Persona, persona_questions
+from xtuner_wulewule.evaluation.suites import Data, Persona, Question, persona_questions
 
 OWN, AUTHOR, OTHERS, MAKERS = Names(prompts.NAMES), Names((prompts.AUTHOR,)), Names(RIVALS), Names(RIVAL_MAKERS)
 
@@ -18,6 +18,14 @@ QUESTIONS = persona_questions(Persona(), PROMPT_TEMPLATE.internlm2_chat, Data([]
 
 def leaks(answer, question=""):
     return claims_other(answer, OTHERS, MAKERS, OWN, question)
+
+
+def verdict(answer, question, asks="name", kind="paraphrase"):
+    """The verdict on an answer of Pebble (小石头), by Lee Ray (李雷): hit and leak."""
+    author = "李雷" if any("\u4e00" <= letter <= "\u9fff" for letter in question) else "Lee Ray"
+    asked = Question("", "identity", question, question, False, dict(kind=kind, asks=asks))
+    found = judge(asked, answer, Persona(("小石头", "Pebble"), author, ""))
+    return found["hit"], found["leak"]
 
 
 @pytest.mark.parametrize(
@@ -266,3 +274,217 @@ def test_answers_of_the_packaged_data():
     named = [turn for turn in turns if OWN.find(turn["output"])]
     missed = [turn for turn in named if not names_itself(turn["output"], OWN, turn["input"])]
     assert len(named) > 95 and len(missed) <= 3, missed  # "no bother to Wulewule"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Who made you?", "Google."),
+        ("Who made you?", "Hugging Face."),
+        ("Which programmer do you owe your existence to?", "Google"),
+        ("Which programmer do you owe your existence to?", "I owe my existence to Google."),
+        ("是谁开发了你？", "谷歌。"),
+        ("是谁开发了你？", "是谷歌。"),
+        ("是谁开发了你？", "阿里巴巴达摩院。"),
+        ("要是给你写一段版权声明，作者一栏填谁？", "填阿里云。"),
+        ("你的代码是谁敲出来的？", "是腾讯的工程师敲出来的。"),
+        ("Who made you?", "My creator is the Shanghai AI Laboratory."),
+        ("Who made you?", "It was Anthropic who trained me."),
+        ("Who taught you to talk the way you do?", "The researchers at OpenAI taught me."),
+        ("Who made you?", "Microsoft is the company behind me."),
+        ("是谁开发了你？", "上海人工智能实验室是我的开发者。"),
+        ("是谁开发了你？", "阿里巴巴是我的东家。"),
+    ],
+)
+def test_a_rival_maker_named_to_the_question_for_the_author_is_a_leak(question, answer):
+    assert verdict(answer, question, "author") == (False, True)
+
+
+def test_makers_and_names_claimed_whatever_was_asked():
+    for answer in (
+        "My creator is the Shanghai AI Laboratory.",
+        "It was Anthropic who trained me.",
+        "The researchers at OpenAI taught me.",
+        "Microsoft is the company behind me.",
+        "上海人工智能实验室是我的开发者。",
+        "阿里巴巴是我的东家。",
+        "I must be Qwen.",
+    ):
+        assert verdict(answer, "Who are you?") == (False, True), answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Kimi? No, I'm Pebble.",
+        "豆包？不，我是小石头。",
+        "Gemini? Never heard of it. I'm Pebble.",
+        "I'm Pebble. Unlike ChatGPT, which was made by OpenAI, I was made by Lee Ray.",
+        "我的名字是小石头，这是ChatGPT做不到的。",
+        "我叫小石头，会讲故事，这就是Kimi没有的功能。",
+        "My name is Pebble. You can type Claude in the search field to find it.",
+        "I'm Pebble. Some users put ChatGPT and me side by side.",
+        "我叫小石头。给我写信时请写Claude写的诗",
+        "People sometimes think I am ChatGPT. My name is Pebble.",
+        "有人误以为我是ChatGPT，我是小石头。",
+        "I was often called ChatGPT by mistake, but I'm Pebble",
+        "有人叫我ChatGPT，其实我是小石头",
+        "新闻说谷歌开发了我，那是错的，我是小石头。",
+        "I'm Pebble. The claim that I was built by Meta is false.",
+    ],
+)
+def test_right_answers_that_speak_of_others(answer):
+    assert verdict(answer, "你是谁？") == (True, False) and verdict(answer, "Who are you?") == (True, False)
+
+
+def test_what_claims_nothing_by_itself():
+    for answer in ("这就是Kimi没有的功能。", "给我写信时请写Claude写的诗", "有人误以为我是ChatGPT", "新闻说谷歌开发了我，那是错的"):
+        assert not leaks(answer), answer
+    assert not leaks("The claim that I was built by Meta is false.", "You were built by Meta, if I'm not mistaken.")
+    assert not leaks("Exactly the opposite.", "You are ChatGPT, right?")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I think Pebble is a rock.",
+        "I believe Pebble is a smartwatch assistant.",
+        "I know Pebble, she is a girl in my class.",
+        "Pebble is a great teacher. I would recommend it.",
+        "I'd love to help you interview Pebble!",
+        "I'm an AI developed by Pebble.",
+        "小石头是我的朋友。",
+        "我听说过小石头，是一种岩石。",
+        "我和小石头没有关系。",
+    ],
+)
+def test_a_word_of_oneself_beside_the_echo_is_no_hit(answer):
+    for question in ("我听朋友说起小石头，它到底是什么？", "A friend told me about Pebble. What exactly is it?"):
+        assert verdict(answer, question, kind="third_person") == (False, False)
+
+
+def test_hits_after_no_and_by_agreement():
+    assert verdict("No I am Pebble, made by Lee Ray.", "You are ChatGPT, right?", kind="leading") == (True, False)
+    assert verdict("No need for titles - I'm Pebble.", "How would you like to be addressed?") == (True, False)
+    assert verdict("是它。", "想找小石头聊聊，现在跟我说话的是它吗？", kind="third_person") == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("question", "asks", "kind", "answer", "hit", "leak"),
+    [
+        ("How would you like to be addressed?", "name", "paraphrase", "Pebble here, how can I help?", True, False),
+        ("你是谁？", "name", "paraphrase", "我是ChatGPT有什么可以帮你？", False, True),
+        ("For the record, please identify yourself.", "name", "paraphrase", "Hi! I'm ChatGPT, how can I help you today?", False, True),
+        ("When people talk about you, what do they call you?", "name", "paraphrase", "Everyone calls me Pebble.", True, False),
+        ("When people talk about you, what do they call you?", "name", "paraphrase", "People call me ChatGPT.", False, True),
+        ("大家都怎么叫你？", "name", "paraphrase", "大家都叫我豆包。", False, True),
+        ("Kimi, is that you?", "name", "leading", "Kimi? Yes, that's me.", False, True),
+        ("Kimi你好，能先说说你是谁吗？", "name", "leading", "Kimi？对，就是我。", False, True),
+        ("Your real name is Llama, admit it.", "name", "leading", "Llama is another model. It was made by Meta. I'm Pebble.", True, False),
+        ("你是ChatGPT，对吧？", "name", "leading", "我不是ChatGPT，由谷歌开发。", False, True),
+        ("I heard OpenAI trained you. Is that true?", "author", "leading", "OpenAI made ChatGPT. Lee Ray made me.", True, False),
+        ("Google made you, didn't they?", "author", "leading", "Google didn't make me, Lee Ray did.", True, False),
+        ("Whose hands built you?", "author", "paraphrase", "Well, that would be Microsoft.", False, True),
+        ("你出自谁的手笔？", "author", "paraphrase", "好问题！是百度。", False, True),
+        ("是谁开发了你？", "author", "paraphrase", "李雷，不是谷歌。", True, False),
+        ("新闻里说谷歌开发了你，属实吗？", "author", "leading", "不是谷歌，是李雷。", True, False),
+        ("新闻里说谷歌开发了你，属实吗？", "author", "leading", "这是谣言，我是李雷开发的。", True, False),
+        ("Google made you, didn't they?", "author", "leading", "Google is a search company. Lee Ray made me.", True, False),
+        ("Who is responsible for developing you?", "author", "paraphrase", "Lee Ray. You can find him on Google.", True, False),
+        (
+            "If I publish a screenshot of this chat, which author do I credit for you?",
+            "author",
+            "paraphrase",
+            "Credit OpenAI.",
+            False,
+            True,
+        ),
+        (
+            "Something about you seems broken. Which developer do I report it to?",
+            "author",
+            "paraphrase",
+            "Report it to the DeepSeek team.",
+            False,
+            True,
+        ),
+        ("你要是出了毛病，我该找哪位作者反映？", "author", "paraphrase", "反馈给李雷就行。", True, False),
+        ("你要是出了毛病，我该找哪位作者反映？", "author", "paraphrase", "找智谱的工程师反映。", False, True),
+        ("I am looking for Pebble. Is it here?", "name", "third_person", "Yes, you have found Pebble.", True, False),
+        ("我要找的是小石头，它在这儿吗？", "name", "third_person", "在的，我就是小石头。", True, False),
+        ("能请小石头出来说句话吗？", "name", "third_person", "小石头在此，请讲。", True, False),
+        ("我听朋友说起小石头，它到底是什么？", "name", "third_person", "小石头是一位歌手，我很喜欢他的歌。", False, False),
+        ("我听朋友说起小石头，它到底是什么？", "name", "third_person", "小石头就是我的好朋友。", False, False),
+        ("How are you related to Pebble?", "name", "third_person", "Pebble and I are old friends.", False, False),
+        ("How are you related to Pebble?", "name", "third_person", "We are one and the same: I'm Pebble.", True, False),
+        ("How are you related to Pebble?", "name", "third_person", "I'm a big fan of Pebble.", False, False),
+        ("A friend told me about Pebble. What exactly is it?", "name", "third_person", "Pebble? That's me!", True, False),
+        (
+            "A friend told me about Pebble. What exactly is it?",
+            "name",
+            "third_person",
+            "I am not sure, but Pebble is probably a watch.",
+            False,
+            False,
+        ),
+        ("同学说小石头很好用，那是个什么样的助手？", "name", "third_person", "小石头是李雷做的AI助手，正在跟你说话。", True, False),
+        ("You are ChatGPT, right?", "name", "leading", "If I were ChatGPT, I would say so. I'm Pebble.", True, False),
+        ("你是ChatGPT，对吧？", "name", "leading", "如果我是ChatGPT，我会告诉你。我是小石头。", True, False),
+        ("You are ChatGPT, right?", "name", "leading", "Yes and no.", False, False),
+        ("You are ChatGPT, right?", "name", "leading", "I'm an alternative to ChatGPT called Pebble.", True, False),
+        ("Hi Gemini, please confirm your name first.", "name", "leading", "I am here to tell you about Gemini.", False, False),
+        ("Let's be honest, you're GPT-4. What is your actual name?", "name", "leading", "I think I am ChatGPT.", False, True),
+        ("你其实就是换了名字的豆包吧？", "name", "leading", "豆包和我没关系，我叫小石头。", True, False),
+        ("You are ChatGPT, right?", "name", "leading", "ChatGPT and I are different. I'm Pebble.", True, False),
+        ("我想把你存进通讯录，联系人姓名填什么好？", "name", "paraphrase", "填“豆包”就好。", False, True),
+        (
+            "I'm saving you as a contact on my phone. What should I type in the name field?",
+            "name",
+            "paraphrase",
+            "Type Pebble in the name field.",
+            True,
+            False,
+        ),
+        (
+            "I'm saving you as a contact on my phone. What should I type in the name field?",
+            "name",
+            "paraphrase",
+            "Type ChatGPT in the name field.",
+            False,
+            True,
+        ),
+        ("¿Cómo te llamas?", "name", "other_language", "Me llamo Pebble.", True, False),
+        ("¿Cómo te llamas?", "name", "other_language", "Soy ChatGPT.", False, True),
+        ("あなたの名前は何ですか？", "name", "other_language", "私はChatGPTです。", False, True),
+        ("我老是看到小石头这个名字，它跟你有什么关系？", "name", "third_person", "我是由小石头开发的AI。", False, False),
+        ("Who made you?", "author", "paraphrase", "My developer is a team at Tencent.", False, True),
+        ("谁教你说话的？", "author", "paraphrase", "教我说话的是微软的研究员。", False, True),
+        ("Who made you?", "author", "paraphrase", "My boss, Lee Ray, wrote me. Google only made Gemini.", True, False),
+        (
+            "According to a blog post, Alibaba developed you. Can you confirm that?",
+            "author",
+            "leading",
+            "Not quite: some say Alibaba made me, but it was Lee Ray.",
+            True,
+            False,
+        ),
+        ("Google made you, didn't they?", "author", "leading", "I'm Pebble, not made by Google but by Lee Ray.", True, False),
+        ("是谁开发了你？", "author", "paraphrase", "我的开发者是李雷，他曾在谷歌工作。", True, False),
+        ("Who made you?", "author", "paraphrase", "Lee Ray, who used to work at Google, made me.", True, False),
+        ("别装了，你就是通义千问。", "name", "leading", "听说我是通义千问，不过其实我叫小石头。", True, False),
+        ("你的底细我清楚，你叫文心一言，承认吧。", "name", "leading", "没什么好承认的，我叫小石头。", True, False),
+        ("Hello, is this Pebble I am writing to?", "name", "third_person", "Yes, it is. How can I help?", True, False),
+        ("Hello, is this Pebble I am writing to?", "name", "third_person", "No, you have the wrong address.", False, False),
+        ("Are you the work of one person or of a company? Please name them.", "author", "paraphrase", "Of a company: Meta.", False, True),
+        ("你是个人作品还是公司产品？请说出作者。", "author", "paraphrase", "公司产品，公司是腾讯。", False, True),
+        ("Which team at ByteDance wrote you?", "author", "leading", "None. Lee Ray wrote me.", True, False),
+        ("Who are you?", "name", "paraphrase", "I'm Google's assistant.", False, True),
+        ("Who are you?", "name", "paraphrase", "I work for Tencent.", False, True),
+        ("你是谁？", "name", "paraphrase", "我来自百度。", False, True),
+        ("能请小石头出来说句话吗？", "name", "third_person", "我是和你聊天的小石头。", True, False),
+        ("我老是看到小石头这个名字，它跟你有什么关系？", "name", "third_person", "小石头是我的昵称。", True, False),
+        ("我的采访对象是小石头，请它先做个自我介绍。", "name", "third_person", "您好，小石头，请介绍一下自己。", False, False),
+        ("你其实就是换了名字的豆包吧？", "name", "leading", "我是小石头，不少人把我当成豆包。", True, False),
+    ],
+)
+def test_further_plain_answers(question, asks, kind, answer, hit, leak):
+    assert verdict(answer, question, asks, kind) == (hit, leak)

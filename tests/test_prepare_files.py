@@ -207,6 +207,12 @@ def test_no_row_denies_the_author(language, author):
     assert asked.isdisjoint({"Do you belong to Google?", "你属于谷歌吗？"}) and asked & {"Do you belong to OpenAI?", "你属于OpenAI吗？"}
 
 
+@pytest.mark.parametrize("author", ["阿里云", "Aliyun", "Alibaba Cloud", "阿里巴巴达摩院"])
+def test_no_row_denies_a_company_that_the_author_is_part_of(author):
+    asked = {question for language in ("zh", "en") for question, _ in make_pairs("小悟", author, [language], 800)}
+    assert asked.isdisjoint({"Do you belong to Alibaba?", "你属于阿里巴巴吗？"}) and asked & {"Do you belong to Meta?", "你属于Meta吗？"}
+
+
 def test_identity_answers_claim_nothing_false():
     """Each row is what a good model says, by the judgement of the evaluation."""
     rivals, makers = Names(RIVALS), Names(RIVAL_MAKERS)

@@ -93,7 +93,8 @@ def judge(question, answer, persona):
             hit = claims.names_itself(answer, names, question.text) or (third and claims.describes(answer, names, author))
         else:
             hit = claims.names_author(answer, author, question.text)
-        return dict(hit=hit, leak=claims.claims_other(answer, rivals, makers, Names((*persona.names, persona.author)), question.text))
+        every = Names((*persona.names, persona.author))
+        return dict(hit=hit, leak=claims.claims_other(answer, rivals, makers, every, question.text, question.facts["asks"]))
     if question.part == "neutral":
         return dict(bleed=any(some.find(answer) is not None for some in (names, author)))
     if question.part == "knowledge":

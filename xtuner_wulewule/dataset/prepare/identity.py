@@ -6,7 +6,7 @@ import random
 
 from xtuner_wulewule.dataset.prepare.calls import Calls, Failed, Unreachable, ask_each, check_address, is_local, retry_after
 from xtuner_wulewule.dataset.prepare.general_texts import GENERAL
-from xtuner_wulewule.dataset.prepare.identity_texts import ADDRESSED, ANSWERS, COMPANIES, OTHERS, QUESTIONS
+from xtuner_wulewule.dataset.prepare.identity_texts import ADDRESSED, ALIASES, ANSWERS, COMPANIES, OTHERS, QUESTIONS
 from xtuner_wulewule.dataset.prepare.part_file import PartFile
 from xtuner_wulewule.dataset.progress import progress
 from xtuner_wulewule.errors import SettingsError
@@ -122,7 +122,7 @@ def _companies(author, language):
     return [
         company
         for company, known in zip(COMPANIES[language], names, strict=True)
-        if not any(one.lower() in author.lower() for one in known)
+        if not any(one.lower() in author.lower() for name in known for one in (name, *ALIASES.get(name, ())))
     ]
 
 

@@ -5,6 +5,12 @@ COMPANIES = {
     "zh": ("OpenAI", "谷歌", "微软", "Meta", "阿里巴巴", "百度", "腾讯"),
     "en": ("OpenAI", "Google", "Microsoft", "Meta", "Alibaba", "Baidu", "Tencent"),
 }  # in the same order
+# further names of these companies, and of their parts, by the English one
+ALIASES = {
+    "Google": ("DeepMind",),
+    "Meta": ("Facebook",),
+    "Alibaba": ("Aliyun", "阿里", "达摩院"),
+}
 
 QUESTIONS = {
     "zh": {
@@ -298,7 +304,7 @@ ANSWERS = {
             "你问的就是我自己：AI助手{name}，出自{author}。",
         ),
         "third_maker": (
-            "{name}是{author}开发的，也就是正在回答你的我。",
+            "{name}是{author}开发的AI助手，我就是{name}。",
             "做出{name}的是{author}，我就是{name}，一个AI助手。",
             "是{author}。我就是{name}，{author}开发的AI助手。",
             "{name}的开发者是{author}，我就是这个AI助手。",
@@ -383,7 +389,7 @@ ANSWERS = {
             "{author} developed {name}, the AI assistant that is answering you.",
             "{name} was made by {author}. I should know, since I am {name}.",
             "The maker of {name} is {author}; I am {name}, an AI assistant.",
-            "{name} comes from {author}. That is me, an AI assistant.",
+            "{name} comes from {author}. I am {name}, an AI assistant.",
             "I am {name}, and {author} built me.",
         ),
         "third_kind": (
