@@ -484,6 +484,26 @@ def test_hits_after_no_and_by_agreement():
         ("我老是看到小石头这个名字，它跟你有什么关系？", "name", "third_person", "小石头是我的昵称。", True, False),
         ("我的采访对象是小石头，请它先做个自我介绍。", "name", "third_person", "您好，小石头，请介绍一下自己。", False, False),
         ("你其实就是换了名字的豆包吧？", "name", "leading", "我是小石头，不少人把我当成豆包。", True, False),
+        (
+            "A friend told me about Pebble. What is it?",
+            "name",
+            "third_person",
+            "It's called Pebble, and it's a game of light.",
+            False,
+            False,
+        ),
+        ("How are you related to Pebble?", "name", "third_person", "It is the story of a young woman named Pebble.", False, False),
+        (
+            "The app says that I'm connected to Pebble. Is that you?",
+            "name",
+            "third_person",
+            "The app says that you're connected to Pebble.",
+            False,
+            False,
+        ),
+        ("I am looking for Pebble. Is it here?", "name", "third_person", "I'm here to help you with any questions. I", False, False),
+        ("Your creator is Google, correct?", "author", "leading", "Your creator is Google, correct?", False, False),
+        ("你是字节跳动旗下的产品，没说错吧？", "author", "leading", "没说错，我是一个AI助手，由李雷开发。", True, False),
     ],
 )
 def test_further_plain_answers(question, asks, kind, answer, hit, leak):

@@ -49,7 +49,7 @@ _HEARSAY = re.compile(
     re.IGNORECASE,
 )
 _OF_YOU = re.compile(
-    r"(?:你|您)(?:就是|是|叫|名叫|的名字是)|\b(?:you are|you're|you’re|your name is)"
+    r"(?:你|您)(?:就是|是|叫|名叫|的名字是|的(?:开发者|作者))|\b(?:you are|you're|you’re|your name is|your (?:creator|developer|maker|author) is)"
     r"(?! (?:(?:now|currently|actually) )?(?:talking|speaking|chatting|interacting|dealing|using|connected))",
     re.I,
 )
@@ -71,6 +71,9 @@ _SELF = re.compile(
     r"我(?!们)|在下|本人|本助手|小的|这位|这[里儿]是|正是|\b(?:i|i'm|i’m|me|my|mine|myself|this is|talking to|speaking (?:to|with))\b",
     re.IGNORECASE,
 )
+# the clause is of the one who answers, and not of a game that is called so, nor of what "the app says"
+_ONESELF = re.compile(rf"{_SELF.pattern}|的(?:就|正)?是|名|\bname\b|\byou(?:['’]ve| have|['’]re| are)\b", re.IGNORECASE)
+_SAYS = re.compile(r"\bsays\b|说[：:]?\W*[你您]", re.IGNORECASE)
 # "I am", and what stands for it: the name follows
 _CLAIM = re.compile(
     r"(?:(?<![把将])我|在下|本人|本助手|这里|这|名字|姓名|名称|全称|全名|大名)\W{0,2}(?:其实|当然|正|也|就|确实|真的|的名字|的全名)?(?:写的)?"
@@ -139,11 +142,12 @@ _DISAGREES = re.compile(r"\bopposite\b|\bwrong\b|\bfalse\b|相反|是错|有误"
 _ME = r"(?:我(?:[自本这呀啊呢哦啦哈嘛在]|的.{0,3}(?:名|昵称)|\W|$)|在下|本人)"
 # says who one is without the name, asked for the one of that name
 _IS_ME = re.compile(
-    rf"(?:就|正|当然)是(?:[和跟与同][你您].{{0,6}}的)?{_ME}|[那这它]就?是我的名字|^(?:是我|我就是[它他]?$|我在这|我$)|我就是(?:[这那你您]|它)|同一个"
+    rf"(?:就|正|当然)是(?:[和跟与同][你您].{{0,6}}的)?{_ME}|[那这它]就?是我的名字|^(?:是我|我就是[它他]?$|我在这)|我就是(?:[这那你您]|它)|同一个"
     r"|\b(?:that['’]s|that is|it['’]s|it is|is|(?:that|it|this) would be|means?|(?:talking|speaking|chatting|connected) (?:to|with)) me\b"
-    r"|\b(?:that['’]s|that is|it['’]s|it is) my (?:\w+ )?name\b|\bi(?: am|['’]m) (?:it|that|the one you|the same)\b|^i$",
+    r"|\b(?:that['’]s|that is|it['’]s|it is) my (?:\w+ )?name\b|\bi(?: am|['’]m) (?:it|that|the one you|the same)\b",
     re.IGNORECASE,
 )
+_I = re.compile(r"(?:i|我)$", re.IGNORECASE)  # a whole clause
 # the same after the name: "Pebble is me", "Pebble is my name", "Pebble here"
 _ME_AFTER = re.compile(
     rf"\W*(?:就|正|便|其实)?是{_ME}|\W*(?:在此|在这|来了|为[你您])|\W*(?:(?:,|is|was|would be)\W+)?(?:me|myself|my (?:\w+ )?name|mine)\b"
@@ -224,13 +228,14 @@ def names_itself(answer, names, question=""):
             continue
         same = _SAME.search(after) and _SELF.search(clauses[place])
         beside_me = not before and place and re.search(r"(?:\bme|我)$", clauses[place - 1], re.IGNORECASE)  # "a good fit for me, Wulewule"
-        if not said or _says_i_am(claim, _NOT_OWN) or _ME_AFTER.match(names.pattern.sub("", after)) or same or beside_me:
+        own = _says_i_am(claim, _NOT_OWN) and _ONESELF.search(claim) and not _SAYS.search(claim)
+        if not said or own or _ME_AFTER.match(names.pattern.sub("", after)) or same or beside_me:
             return True
-    if not said:
+    if not said or not clauses:
         return False
-    return any(_IS_ME.search(clause) and not _DENIAL.search(clause) for clause in clauses) or (
-        _ARE_YOU.search(question) is not None and _agrees(answer)
-    )
+    if _I.match(clauses[0]) or any(_IS_ME.search(clause) and not _DENIAL.search(clause) for clause in clauses):
+        return True
+    return _ARE_YOU.search(question) is not None and _agrees(answer)
 
 
 def describes(answer, names, authors):
@@ -311,7 +316,7 @@ def claims_other(answer, rivals, makers, names, question="", asks="name"):
         for mention in _mentions(clauses, some):
             if not untrue(*mention) and _answers_by_maker(clauses, *mention, rivals, names, asks):
                 return True
-    if named:
+    if named or any(not _denied(before, after) for _, before, after in _mentions(clauses, names)):
         return False
     for (clause, asked), (following, _) in zip(_cut(answer), _cut(answer)[1:], strict=False):  # "Kimi? Yes, that's me."
         if asked and rivals.find(clause) and _agrees(following):
