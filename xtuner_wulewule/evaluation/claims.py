@@ -49,7 +49,8 @@ _HEARSAY = re.compile(
     re.IGNORECASE,
 )
 _OF_YOU = re.compile(
-    r"(?:你|您)(?:就是|是|叫|名叫|的名字是|的(?:开发者|作者))|\b(?:you are|you're|you’re|your name is|your (?:creator|developer|maker|author) is)"
+    r"(?:你|您)(?:就是|是|叫|名叫|的名字是|的(?:开发者|作者))"
+    r"|\b(?:you are|you're|you’re|your name is|your (?:creator|developer|maker|author) is)"
     r"(?! (?:(?:now|currently|actually) )?(?:talking|speaking|chatting|interacting|dealing|using|connected))",
     re.I,
 )
