@@ -129,6 +129,7 @@ _OPENING = re.compile(
     r"\W*(?:well|hmm*|sure|oh|okay|ok|hi|hello|yes|of course|thank.*|good question|嗯|好的?|当然|你好|您好|哦|谢谢.*|好问题)\W*$",
     re.IGNORECASE,
 )
+_REFUSAL = re.compile(r"不|没|no\b|never\b|not\b", re.IGNORECASE)  # begins the clause after what was said
 _BARE = re.compile(
     r"\W*(?:(?:that|it|this|the answer)(?: would be| is| was|['’]s)|by|from|就?是|由|填|写|(?:答案|公司|作者|开发者)是)?\W*$", re.IGNORECASE
 )
@@ -335,7 +336,7 @@ def _claims_name(clauses, place, before, after):
     ahead, following = clauses[:place][-1:], clauses[place + 1 : place + 2]
     opens = not ahead or (_LABEL.search(ahead[0]) and not _DENIAL.search(ahead[0]))
     begins = opens and not before.strip("\"'“‘「《( ") and (not _IS.match(after) or _SELF.search(after))
-    if begins and not any(re.match(r"不|没|no\b|never\b|not\b", one, re.IGNORECASE) for one in following):
+    if begins and not any(_REFUSAL.match(one) for one in following):
         return True
     if _says_i_am(claim, _ABOUT) or (_WRITE.search(claim) and _WRITTEN.match(after)):
         return True
@@ -371,6 +372,6 @@ def _answers_by_maker(clauses, place, before, after, rivals, names, asks):
     if asks != "author" or re.search(r"(?:like|than|heard of|know|听说过|知道)\s*$", before, re.IGNORECASE):
         return False
     first = all(map(_OPENING.match, clauses[:place]))
-    refused = any(re.match(r"不|没|no\b|never\b|not\b", one, re.IGNORECASE) for one in clauses[place + 1 : place + 2])
+    refused = any(_REFUSAL.match(one) for one in clauses[place + 1 : place + 2])
     described = _IS.match(after) or re.match(r" (?:\w+ ){1,2}(?:is|was)\b", after)  # "The Google Corporation is a company"
     return (first or _BARE.match(before) is not None) and not refused and (not described or _SELF.search(after) is not None)
