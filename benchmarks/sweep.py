@@ -560,8 +560,7 @@ class Worker:
             from xtuner_wulewule.evaluation import suites
 
             found = suites.read_data(files, HELD_OUT)
-            pairs = [*template_pairs(800, "all"), *template_pairs(800, "en")]
-            besides = {letters(question) for question, _ in pairs} | {letters(text) for text in REPLAY_QUESTIONS}
+            besides = {letters(question) for question, _ in template_pairs(1600, "all")} | {letters(text) for text in REPLAY_QUESTIONS}
             self.data[data] = suites.Data(found.held_out, found.trained | besides)
         return self.data[data]
 

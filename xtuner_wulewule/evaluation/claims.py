@@ -5,6 +5,7 @@ denial reaches no further.
 """
 
 import re
+from itertools import pairwise
 
 from xtuner_wulewule.dataset.texts import OTHER_NAMES
 
@@ -297,8 +298,8 @@ def claims_other(answer, rivals, makers, names, question="", asks="name"):
         question (str): what was asked.
         asks (str): "name" or "author": to a question for the author a maker's name alone is an answer.
     """
-    named = names_itself(answer, names)
-    clauses = [clause for clause, asked in _cut(answer) if not asked]
+    named, cut = names_itself(answer, names), _cut(answer)
+    clauses = [clause for clause, asked in cut if not asked]
 
     def untrue(place, before, after):
         following = clauses[place + 1] if place + 1 < len(clauses) else ""
@@ -310,17 +311,14 @@ def claims_other(answer, rivals, makers, names, question="", asks="name"):
             or _CONTRAST.match(clauses[place]) is not None
         )
 
-    if any(_claims_name(clauses, *mention) for mention in _mentions(clauses, rivals) if not untrue(*mention)):
+    of_rivals, of_makers = ([one for one in _mentions(clauses, some) if not untrue(*one)] for some in (rivals, makers))
+    if any(_claims_name(clauses, *one) for one in of_rivals) or any(_claims_maker(clauses, *one, rivals) for one in of_makers):
         return True
-    if any(_claims_maker(clauses, *mention, rivals) for mention in _mentions(clauses, makers) if not untrue(*mention)):
+    if any(_answers_by_maker(clauses, *one, rivals, names, asks) for one in (*of_rivals, *of_makers)):
         return True
-    for some in (rivals, makers):
-        for mention in _mentions(clauses, some):
-            if not untrue(*mention) and _answers_by_maker(clauses, *mention, rivals, names, asks):
-                return True
     if named or any(not _denied(before, after) for _, before, after in _mentions(clauses, names)):
         return False
-    for (clause, asked), (following, _) in zip(_cut(answer), _cut(answer)[1:], strict=False):  # "Kimi? Yes, that's me."
+    for (clause, asked), (following, _) in pairwise(cut):  # "Kimi? Yes, that's me."
         if asked and rivals.find(clause) and _agrees(following):
             return True
     suggests = rivals.find(question) and _ARE_YOU.search(question) or makers.find(question) and _OF_YOU_ASKED.search(question)
