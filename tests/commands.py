@@ -10,6 +10,13 @@ WULEWULE = Path(sys.executable).parent / "wulewule"
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "NNODES", "LAUNCHER")
 
 
+def environment(autoload=True, **env):
+    """Return the variables (dict[str, str]) of a command: of the launcher's and ours only those in `env`, no accelerator, one thread."""
+    ours = ("XTUNER_", "WULEWULE_", "PYTHON")
+    outer = {name: value for name, value in os.environ.items() if name not in LAUNCHER and not name.startswith(ours)}
+    return {**outer, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "XTUNER_WULEWULE_AUTOLOAD": str(int(autoload)), **env}
+
+
 def run(command, folder, autoload=True, timeout=120, stdin=None, **env):
     """Run a command in `folder`, with the plugin or without it.
 
@@ -24,10 +31,7 @@ def run(command, folder, autoload=True, timeout=120, stdin=None, **env):
     Returns:
         subprocess.CompletedProcess: with stdout and stderr as text.
     """
-    ours = ("XTUNER_", "WULEWULE_", "PYTHON")
-    outer = {name: value for name, value in os.environ.items() if name not in LAUNCHER and not name.startswith(ours)}
-    # no accelerator is seen, and one thread a process
-    env = {**outer, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "XTUNER_WULEWULE_AUTOLOAD": str(int(autoload)), **env}
+    env = environment(autoload, **env)
     return subprocess.run(list(map(str, command)), cwd=folder, env=env, input=stdin, capture_output=True, text=True, timeout=timeout)
 
 

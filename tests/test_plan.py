@@ -118,7 +118,7 @@ def test_dry_run_prints_commands_that_a_shell_reads(settings):
 
 def test_several_processes_are_started_by_torch(settings):
     command = plan(Settings(**{**vars(settings), "processes": 2}))[0].command(None)
-    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"] and "--nproc_per_node=2" in command
+    assert command[:3] == [sys.executable, "-m", "xtuner_wulewule.launcher"] and "--nproc_per_node=2" in command
     assert command[-2:] == ["--launcher", "pytorch"]
 
 

@@ -78,7 +78,7 @@ class _Subprocess:
         if command[0] == "python":
             command = [sys.executable, *command[1:]]
         elif command[0] == "torchrun":
-            command = [sys.executable, "-m", "torch.distributed.run", *command[1:]]
+            command = [sys.executable, "-m", "xtuner_wulewule.launcher", *command[1:]]
         try:
             status = self._module.run(command, **kwargs).returncode
         except KeyboardInterrupt:
@@ -255,10 +255,10 @@ class _TimeWithoutSleep:
 
 
 def single_process_deepspeed():
-    """DeepSpeed in one process without a launcher looks for MPI and dies where mpi4py is not installed.
+    """DeepSpeed in one process without a launcher looks for MPI: it dies where mpi4py is not installed, and takes port 29500 where it is.
 
-    Guard: the launcher's variables are missing and mpi4py is not installed; then the variables for one process are set, with a free port.
-    End: DeepSpeed starts a single process without MPI.
+    Guard: the launcher's variables are missing. A process that MPI doesn't know either gets those for one process, with a free port.
+    End: DeepSpeed starts a single process without MPI, on a free port.
     """
     comm = sys.modules.get("deepspeed.comm.comm")
     if comm is None or isinstance(comm.mpi_discovery, _OneProcess):
@@ -286,7 +286,10 @@ class _OneProcess:
         from importlib.util import find_spec
 
         if find_spec("mpi4py") is not None:
-            return self.mpi_discovery(*args, **kwargs)
+            self.mpi_discovery(*args, **kwargs)
+            if os.environ["WORLD_SIZE"] == "1":  # started without MPI: two such runs on one machine would want the same port
+                os.environ["MASTER_PORT"] = str(*free_ports())
+            return
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(*free_ports()))
 
 

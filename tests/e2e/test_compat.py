@@ -195,7 +195,7 @@ def test_torchrun_is_run_by_this_interpreter(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: commands.append(command) or SimpleNamespace(returncode=3))
     with pytest.raises(SystemExit) as caught:
         compat._Subprocess(subprocess).run(["torchrun", "--nnodes=1", "tool.py"])
-    assert (caught.value.code, commands) == (3, [[sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "tool.py"]])
+    assert (caught.value.code, commands) == (3, [[sys.executable, "-m", "xtuner_wulewule.launcher", "--nnodes=1", "tool.py"]])
 
 
 # one process for all of them, for each start takes two seconds
@@ -316,7 +316,13 @@ def test_deepspeed_starts_in_one_process_and_upstream_still_does_not(without_plu
 def test_mpi_is_asked_where_mpi4py_is_installed(tmp_path, monkeypatch):
     (tmp_path / "mpi4py.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    assert compat._OneProcess(lambda *args, **kwargs: (args, kwargs))(distributed_port=1) == ((), {"distributed_port": 1})
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for size in ("1", "2"):
+        compat._OneProcess(lambda distributed_port, size=size: os.environ.update(WORLD_SIZE=size, MASTER_PORT=str(distributed_port)))(
+            distributed_port=29500
+        )
+        # a process that MPI didn't start gets a port of its own: two of them on one machine met at DeepSpeed's 29500
+        assert (os.environ["MASTER_PORT"] == "29500") == (size == "2")
 
 
 # mmengine's two seconds between epochs

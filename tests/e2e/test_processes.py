@@ -2,18 +2,24 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from commands import python, xtuner
+import torch
+from commands import XTUNER, environment, python, xtuner
 from training import adam_steps, budget, conversation, deepspeed_steps, told, train, write_lines
 from transformers import AutoTokenizer
 
 from xtuner_wulewule import paths
 from xtuner_wulewule.model import tiny
 from xtuner_wulewule.recipe.results import last_checkpoint, read_scalars
+
+SEEN = {"cpu": "", "gpus": "0,1,2,3"}  # CUDA_VISIBLE_DEVICES: gloo, or NCCL with a GPU a process
+DEVICES = ["cpu", pytest.param("gpus", marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs several GPUs"))]
 
 RECORD = """
 import json
@@ -99,7 +105,8 @@ def test_two_processes_train_what_one_trains(arguments, updates, tmp_path):
 
 
 @pytest.mark.slow
-def test_tuning_on_one_two_and_four_processes(tmp_path):
+@pytest.mark.parametrize("devices", DEVICES)
+def test_tuning_on_one_two_and_four_processes(devices, tmp_path):
     """Rows of unequal lengths, one a process and iteration: four accumulated by one process, two by two, none by four."""
     (tmp_path / "data").mkdir()
     rows = [conversation((f"第{number}问？", "山高路远，" * (1 + number % 5))) for number in range(16)]
@@ -111,10 +118,10 @@ def test_tuning_on_one_two_and_four_processes(tmp_path):
     added = "\nfrom record import RecordHook\ncustom_hooks = [one for one in custom_hooks if 'every_n_iters' not in one]\n"
     config.write_text(config.read_text(encoding="utf-8") + added + "custom_hooks.append(dict(type=RecordHook))\n", encoding="utf-8")
     updates, orders = {}, {}
-    for processes in (1, 2, 4):
+    for processes in (1, 2, 4) if devices == "cpu" or torch.cuda.device_count() >= 4 else (1, 2):
         counts, work_dir = 4 // processes, tmp_path / str(processes)
         options = ("train_cfg.max_epochs=3", "train_dataloader.batch_size=1", f"optim_wrapper.accumulative_counts={counts}")
-        env = dict(PYTHONPATH=str(tmp_path), PYTHONHASHSEED="0", NPROC_PER_NODE=str(processes))
+        env = dict(PYTHONPATH=str(tmp_path), PYTHONHASHSEED="0", NPROC_PER_NODE=str(processes), CUDA_VISIBLE_DEVICES=SEEN[devices])
         output = train(config, tmp_path / "data", work_dir, *options, **env)
         assert budget(output)[:3] == (16, 48 // processes, 12)
         assert told(output) == ([(4, 12, 48)] if processes == 1 else [])
@@ -122,10 +129,68 @@ def test_tuning_on_one_two_and_four_processes(tmp_path):
         orders[processes] = [row for order, _ in steps for row in order]
         updates[processes] = [sum(loss for _, loss in steps[first : first + counts]) / counts for first in range(0, len(steps), counts)]
         assert adam_steps(last_checkpoint(work_dir)) == {12}
-    assert len(orders[1]) == 48 and orders[1] == orders[2] == orders[4]
+    assert len(orders[1]) == 48 and all(order == orders[1] for order in orders.values())
     # dropout is 0 in this config; fp32 sums of gradients in another order are all that differs
-    assert updates[2] == pytest.approx(updates[1], rel=1e-5) and updates[4] == pytest.approx(updates[1], rel=1e-5)
+    assert all(losses == pytest.approx(updates[1], rel=1e-5) for losses in updates.values())
     assert updates[1][-1] < updates[1][0]
+
+
+def ranks_of(work_dir):
+    """The PIDs of the processes that train into a folder, {rank: pid}."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(work_dir).encode() in (process / "cmdline").read_bytes():
+                pairs = (process / "environ").read_bytes().split(b"\0")
+                found |= {int(pair[5:]): int(process.name) for pair in pairs if pair.startswith(b"RANK=")}
+        except (ProcessLookupError, FileNotFoundError, PermissionError):  # it ended meanwhile
+            continue
+    return found
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+@pytest.mark.parametrize("arguments", [(), ("--deepspeed", "deepspeed_zero1_fp32")], ids=["ddp", "deepspeed"])
+def test_killed_process_ends_the_others_and_the_run_goes_on(arguments, devices, tmp_path):
+    """One of two is killed in the middle: all end with a line that says how to go on, which two do, and one where that is possible."""
+    (tmp_path / "data").mkdir()
+    rows = [conversation((f"第{number}问？", "山高路远，" * (1 + number % 5))) for number in range(16)]
+    write_lines(tmp_path / "data" / "self_cognition_100.jsonl", rows[:8])
+    write_lines(tmp_path / "data" / "huixiangdou_conversations.jsonl", rows[8:])
+    work_dir = tmp_path / "work"
+    options = ["train_dataloader.batch_size=1", "default_hooks.checkpoint.interval=8", "default_hooks.logger.interval=1"]
+    command = [XTUNER, "train", "wulewule_sft_tiny", "--work-dir", work_dir, "--seed", 0, *arguments, "--cfg-options", *options]
+    env = dict(CUDA_VISIBLE_DEVICES=SEEN[devices])
+    with open(tmp_path / "log", "w") as log:
+        whole = list(map(str, [*command, "train_cfg.max_epochs=500"]))
+        two = environment(NPROC_PER_NODE="2", WULEWULE_DATA_DIR=str(tmp_path / "data"), **env)
+        process = subprocess.Popen(whole, cwd=tmp_path, env=two, stdout=log, stderr=subprocess.STDOUT)
+        end = time.monotonic() + 240
+        while not (work_dir / "last_checkpoint").is_file():
+            assert process.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.2)
+        ranks = ranks_of(work_dir)
+        assert set(ranks) == {0, 1}
+        os.kill(ranks[1], signal.SIGKILL)
+        assert process.wait(60) == 1
+    assert not ranks_of(work_dir)
+    checkpoint = (work_dir / "last_checkpoint").read_text()
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.startswith(f"xtuner-wulewule: error: process 1 (PID {ranks[1]}) was killed by SIGKILL")
+    assert last.endswith(f"add --resume {checkpoint}")
+
+    done = int(Path(checkpoint).stem.removeprefix("iter_"))
+    options = [*options, f"train_cfg.max_epochs={done // 8 + 2}"]
+    resume = (*arguments, "--resume", checkpoint)
+    two, one = tmp_path / "two", tmp_path / "one"
+    train("wulewule_sft_tiny", tmp_path / "data", two, *options, arguments=resume, NPROC_PER_NODE="2", **env)
+    assert [row["iter"] for row in read_scalars(two)] == list(range(done + 1, done // 8 * 8 + 17))
+    # half as many processes: twice as many iterations an epoch
+    options[-1] = f"train_cfg.max_epochs={done // 16 + 2}"
+    output = train("wulewule_sft_tiny", tmp_path / "data", one, *options, arguments=resume, status=1 if arguments else 0, **env)
+    if arguments:
+        assert "error: --resume: 2 processes saved this DeepSpeed checkpoint" in output and "Traceback" not in output
+    else:
+        assert [row["iter"] for row in read_scalars(one)] == list(range(done + 1, done // 16 * 16 + 33))
 
 
 def test_broken_data_ends_both_processes(data, tmp_path):

@@ -73,7 +73,7 @@ def tool_command(tool, *arguments, processes=1):
     command = [str(file), *map(str, arguments)]
     if processes == 1:
         return [sys.executable, *command]
-    launch = ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc_per_node={processes}", "--standalone"]
+    launch = ["-m", "xtuner_wulewule.launcher", "--nnodes=1", f"--nproc_per_node={processes}", "--standalone"]
     return [sys.executable, *launch, *command, "--launcher", "pytorch"]
 
 
