@@ -179,8 +179,9 @@ def wulewule_collate_fn(instances, pad_index=0):
         size = len(instance["input_ids"])
         for key, values in data.items():
             values[row, :size] = torch.as_tensor(instance[key])
-        bounds = torch.as_tensor(instance["cumulative_len"])
-        documents[row, :size] = torch.repeat_interleave(torch.arange(1, len(bounds), dtype=torch.int32), bounds.diff())
+        lengths = np.diff(instance["cumulative_len"])
+        # torch's repeat_interleave takes all cores for a few numbers, and waits where other processes are on them: 8 ms a row on 16 cores
+        documents[row, :size] = torch.from_numpy(np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths))
     if any(len(instance["cumulative_len"]) > 2 for instance in instances):
         data["document_ids"] = documents
     return dict(data=data, data_samples=None)
