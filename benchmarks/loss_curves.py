@@ -179,7 +179,7 @@ def benchmark(args, folder):
     """Run everything and return the exit status (int)."""
     from xtuner_wulewule import paths
 
-    devices = devices_seen()
+    devices, _ = devices_seen()
     if not devices and args.size != "tiny":
         sys.exit(NO_GPU)
     target = target_of(args, "loss_curves", devices[0] if devices else "cpu", (".png",))

@@ -3,6 +3,7 @@
     python benchmarks/scaling.py --list
     python benchmarks/scaling.py
     python benchmarks/scaling.py --size 1_8b --gpus 1,2 --only 1_8b-ddp,1_8b-zero1 --out two.json
+    python benchmarks/scaling.py --side-by-side --gpus 1,2,4    # four runs of one GPU at a time, two of two
     python benchmarks/scaling.py --size tiny --gpus 1,2,4 --out tiny.json    # on a CPU, to see that it works
 
 Weak scaling gives every GPU 16 rows of 2048 tokens an update; strong scaling divides 16 rows among all. Each run is the command of a user,
@@ -14,6 +15,10 @@ SIZE-PARALLEL-SCALING-gGPUS; on one GPU weak and strong are the same run.
 A GPU takes its rows at once (the fused step divides them by itself) or, where XTuner's own step holds the logits of a whole batch (zero3,
 CPU), so many at a time as `--rows-at-a-time` says; the rest is accumulated (`optim_wrapper.accumulative_counts`), so that the global batch
 stays the same.
+
+With `--side-by-side` runs of equally many GPUs share the host, each with GPUs of its own: sooner done, and the runs of one GPU then meet a
+host as busy as the others do. `cards_tflops` has what each GPU makes of bf16 matrix products while all of them work: where GPUs differ, a
+run of several goes at the pace of the slowest.
 
 What is measured: the iteration times of XTuner's own log (vis_data/scalars.json, rank 0; its hooks wait for the card at each loss), summed
 over the iterations of an update, the median of `--steps` after the warm-up. Efficiency is tokens/s of N GPUs over N times those of one.
@@ -36,6 +41,8 @@ import string
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import train_speed
@@ -51,7 +58,6 @@ SIZES = {
     "7b": dict(vocab=92544, hidden=4096, intermediate=14336, layers=32, heads=32, kv_heads=8, tokens=2048),
     "tiny": train_speed.SIZES["tiny"],
 }
-DEVICES = "import json, torch; n = torch.cuda.device_count(); print(json.dumps([torch.cuda.get_device_name(i) for i in range(n)]))"
 ADDED = """
 from communication_hook import CommunicationHook
 
@@ -129,19 +135,27 @@ def command(settings, tokens, steps, config, work_dir, cache):
     ]
 
 
-def environment(settings, model, data, gpu):
-    """Return the environment of a run (dict), on a GPU or not, with a model and data (two folders)."""
+def environment(processes, model, data, cards=None, one_thread=True):
+    """Return the environment of a run (dict).
+
+    Args:
+        processes (int): ranks, one a GPU.
+        model, data (pathlib.Path): folders.
+        cards (list[int], optional): the GPUs that it sees; otherwise those that this process sees.
+        one_thread (bool): one thread a process, as torch's launcher sets it for several. Defaults to True.
+    """
     from xtuner_wulewule.compat import free_ports
 
     return {
         **os.environ,
         **OFFLINE,
-        "NPROC_PER_NODE": str(settings["gpus"]),
+        "NPROC_PER_NODE": str(processes),
         "PORT": str(*free_ports()),  # XTuner draws one without looking
         "WULEWULE_MODEL": str(model),
         "WULEWULE_DATA_DIR": str(data),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        **({} if gpu else {"OMP_NUM_THREADS": "1"}),
+        **({"OMP_NUM_THREADS": "1"} if one_thread else {}),
+        **({"CUDA_VISIBLE_DEVICES": ",".join(map(str, cards))} if cards else {}),
     }
 
 
@@ -178,6 +192,7 @@ def measured(settings, tokens, steps, work_dir):
     return dict(
         s_per_update=round(update, 4),
         updates_s=[round(one, 4) for one in updates],
+        data_s=round(statistics.median(row["data_time"] for row in scalars[WARMUP * counts : (WARMUP + steps) * counts]), 4),
         tok_s=round(settings["gpus"] * settings["batch_size"] * counts * tokens / update),
         peak_gib=round(max(memory) / 1024, 2) if memory else None,
         communication=round(profiled["communication_s"] / wall, 4),
@@ -215,7 +230,7 @@ def table(rows):
     head += ["communication", "exposed"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        shares = ["" if row[key] is None else f"{row[key]:.0%}" for key in ("efficiency", "communication", "exposed")]
+        shares = ["" if row[key] is None else f"{row[key]:.1%}" for key in ("efficiency", "communication", "exposed")]
         peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
         cells = [row["size"], row["parallel"], row["scaling"], row["gpus"], row["batch_size"], row["accumulative_counts"]]
         lines.append([*map(str, cells), f"{row['s_per_update']:.3f}", f"{row['tok_s']:,}", shares[0], peak, *shares[1:]])
@@ -223,7 +238,7 @@ def table(rows):
 
 
 def plot(rows, title, file):
-    """Draw efficiency over the number of GPUs, weak beside strong, a row of panels a size.
+    """Draw efficiency over the number of GPUs, a panel for each size and kind of scaling that was measured on several.
 
     Args:
         rows (list[dict]): of the results.
@@ -237,24 +252,25 @@ def plot(rows, title, file):
 
     from xtuner_wulewule import paths
 
-    sizes = sorted({row["size"] for row in rows}, key=list(SIZES).index)
+    found = {(row["size"], row["scaling"]) for row in rows}
+    pairs = [(size, scaling) for size in SIZES for scaling in ("weak", "strong") if (size, scaling) in found]
+    pairs = pairs or [(size, "weak") for size in SIZES if (size, "one") in found]  # one GPU only
     ticks = sorted({row["gpus"] for row in rows})
-    figure, panels = pyplot.subplots(len(sizes), 2, figsize=(9, 3.2 * len(sizes) + 0.6), squeeze=False, sharey=True, layout="constrained")
-    for size, pair in zip(sizes, panels, strict=True):
-        for scaling, panel in zip(("weak", "strong"), pair, strict=True):
-            for parallel, mark in zip(PARALLEL, "os^D", strict=True):
-                points = [row for row in rows if (row["size"], row["parallel"]) == (size, parallel) and row["scaling"] in ("one", scaling)]
-                points = sorted((row["gpus"], row["efficiency"]) for row in points if row["efficiency"] is not None)
-                if points:
-                    panel.plot(*zip(*points, strict=True), marker=mark, label=parallel)
-            panel.axhline(1, color="grey", linewidth=0.8, linestyle="--")
-            panel.set(title=f"{size}, {scaling} scaling", xlabel="GPUs", xscale="log", ylim=(0, 1.1))
-            panel.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-            panel.minorticks_off()
-            panel.grid(alpha=0.3)
-        pair[0].set_ylabel("tokens/s over N × one GPU")
-        if pair[0].lines[1:]:
-            pair[0].legend()
+    figure, panels = pyplot.subplots(1, len(pairs), figsize=(1.2 + 3.6 * len(pairs), 3.6), squeeze=False, sharey=True, layout="constrained")
+    for (size, scaling), panel in zip(pairs, panels[0], strict=True):
+        for parallel, mark in zip(PARALLEL, "os^D", strict=True):
+            points = [row for row in rows if (row["size"], row["parallel"]) == (size, parallel) and row["scaling"] in ("one", scaling)]
+            points = sorted((row["gpus"], row["efficiency"]) for row in points if row["efficiency"] is not None)
+            if points:
+                panel.plot(*zip(*points, strict=True), marker=mark, label=parallel)
+        panel.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+        panel.set(title=f"{size}, {scaling} scaling", xlabel="GPUs", xscale="log", ylim=(0, 1.1))
+        panel.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+        if panel.lines[1:]:
+            panel.legend()
+    panels[0][0].set_ylabel("tokens/s over N × one GPU")
     figure.suptitle(title, fontsize=10)
     with paths.written_aside(file) as part:
         figure.savefig(part, dpi=120, format="png")
@@ -297,6 +313,7 @@ def parsed():
     )
     parser.add_argument("--steps", type=int, default=8, help=f"measured updates of a run, after {WARMUP} to warm up (8)")
     parser.add_argument("--rows-at-a-time", type=int, default=4, metavar="N", help="rows that XTuner's own step takes (4)")
+    parser.add_argument("--side-by-side", action="store_true", help="runs of equally many GPUs at once, each with GPUs of its own")
     parser.add_argument("--timeout", type=int, default=900, metavar="S", help="seconds of a run (900)")
     default = paths.cache_dir() / "scaling"
     parser.add_argument(
@@ -331,12 +348,52 @@ def main():
         return benchmark(args, only, Path(folder))
 
 
+def devices():
+    """Print the names of the GPUs that torch sees and what each makes of bf16 matrix products, all at work together (TFLOP/s), as JSON."""
+    import torch
+
+    edge, times = 8192, 20
+    seen = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    factors = [torch.randn(edge, edge, device=device, dtype=torch.bfloat16) for device in seen]
+    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in seen]
+    for number in range(2 * times):  # the first half warms up
+        for factor, (begin, end) in zip(factors, marks, strict=True):
+            with torch.cuda.device(factor.device):
+                if number == times:
+                    begin.record()
+                factor @ factor
+                if number == 2 * times - 1:
+                    end.record()
+    for device in seen:
+        torch.cuda.synchronize(device)
+    rates = [round(2 * edge**3 * times / begin.elapsed_time(end) / 1e9, 1) for begin, end in marks]
+    print(json.dumps([[torch.cuda.get_device_name(device) for device in seen], rates]))
+
+
 def devices_seen():
-    """Return the names (list[str]) of the GPUs that torch sees in a process of its own; end the program where it cannot be asked."""
-    asked = subprocess.run([sys.executable, "-W", "ignore", "-c", DEVICES], capture_output=True, text=True)
+    """Return what `devices` prints, in a process of its own (list[str], list[float]); end the program where it cannot be asked."""
+    command = [sys.executable, "-W", "ignore", "-c", "from scaling import devices; devices()"]
+    asked = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if asked.returncode:
         sys.exit(f"the devices cannot be asked: {asked.stderr.strip().splitlines()[-1]}")
     return json.loads(asked.stdout.splitlines()[-1])
+
+
+def waves(picked, devices, side_by_side):
+    """Yield the runs that go together: [(name, GPUs (list[int]))].
+
+    Args:
+        picked (dict): {name: settings}, in order; runs of equally many GPUs may go together although others are between them.
+        devices (int): GPUs of the host, 0 on a CPU.
+        side_by_side (bool): as many together as there are GPUs for.
+    """
+    waiting = list(picked)
+    while waiting:
+        count = picked[waiting[0]]["gpus"]
+        together = max(1, devices // count) if side_by_side else 1
+        wave = [name for name in waiting if picked[name]["gpus"] == count and picked[name]["size"] == picked[waiting[0]]["size"]][:together]
+        waiting = [name for name in waiting if name not in wave]
+        yield [(name, list(range(count * number, count * (number + 1))) if devices else []) for number, name in enumerate(wave)]
 
 
 def check_status(status, seconds):
@@ -355,57 +412,70 @@ def end_of(log, name, error):
 
 def benchmark(args, only, folder):
     """Run everything and return the exit status (int)."""
-    devices = devices_seen()
-    if not devices and args.size != ["tiny"]:
+    names, rates = devices_seen()
+    if not names and args.size != ["tiny"]:
         sys.exit(NO_GPU)
-    gpus = [count for count in args.gpus if not devices or count <= len(devices)]
+    gpus = [count for count in args.gpus if not names or count <= len(names)]
     for count in set(args.gpus) - set(gpus):
-        say(f"{count} GPUs left out: torch sees {len(devices)}")
-    picked = {name: settings for name, settings in runs_of(args.size, gpus, args.rows_at_a_time).items() if name.startswith(only)}
+        say(f"{count} GPUs left out: torch sees {len(names)}")
+    known = runs_of(args.size, gpus, args.rows_at_a_time)
+    # in the order of --only: what is wanted most comes first
+    picked = {name: settings for prefix in only for name, settings in known.items() if name.startswith(prefix)}
     if not picked:
-        sys.exit(f"nothing to run: torch sees {len(devices)} GPUs, and --gpus and --only ask for others")
-    device = devices[0] if devices else "cpu"
+        sys.exit(f"nothing to run: torch sees {len(names)} GPUs, and --gpus and --only ask for others")
+    device = names[0] if names else "cpu"
     target = target_of(args, "scaling", device, (".md", ".png"))
     scratch, models, data = args.scratch.resolve(), {}, {}
-    for size in dict.fromkeys(run["size"] for run in picked.values()):
-        shape = SIZES[size]
-        say(f"{size}: model and data …")
-        models[size] = random_model(Runs(folder, {}), shape, scratch)
-        data[size] = folder / "data" / size
-        write_data(data[size], (WARMUP + args.steps + PROFILED) * ROWS * max(gpus), shape["tokens"])
-
     answers, failed = [], []
-    for number, (name, settings) in enumerate(picked.items()):
-        home = folder / f"{number}-{name}"
+    result = dict(
+        device=device,
+        devices=len(names),
+        cards_tflops=rates,
+        versions=train_speed.versions(),
+        settings=dict(
+            rows=ROWS,
+            steps=args.steps,
+            warmup=WARMUP,
+            rows_at_a_time=args.rows_at_a_time,
+            side_by_side=args.side_by_side,
+            shapes={size: SIZES[size] for size in args.size},
+        ),
+    )
+
+    def run_one(name, cards):
+        settings, home = picked[name], folder / name
         home.mkdir()
-        config, work_dir, tokens = home / f"wulewule_sft_{settings['size']}.py", home / "work", SIZES[settings["size"]]["tokens"]
-        write_config(f"wulewule_sft_{settings['size']}", settings, args.steps, config)
-        env = environment(settings, models[settings["size"]], data[settings["size"]], bool(devices))
+        size = settings["size"]
+        config, work_dir, tokens = home / f"wulewule_sft_{size}.py", home / "work", SIZES[size]["tokens"]
+        write_config(f"wulewule_sft_{size}", settings, args.steps, config)
+        env = environment(settings["gpus"], models[size], data[size], cards)
         arguments = command(settings, tokens, args.steps, config, work_dir, scratch / "datasets")
+        begin = time.monotonic()
         status = run_for(args.timeout, arguments, env, home / "log")
+        wall = round(time.monotonic() - begin, 1)
         try:
             check_status(status, args.timeout)
-            answers.append(dict(name=name, **settings, **measured(settings, tokens, args.steps, work_dir)))
-            row = answers[-1]
-            peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:7.1f} GiB"
-            say(f"{name:24} {row['tok_s']:9,} tokens/s {row['s_per_update']:8.3f} s{peak}  {row['communication']:.0%} communication")
+            found = dict(name=name, **settings, cards=cards, wall_s=wall, **measured(settings, tokens, args.steps, work_dir))
+            peak = "" if found["peak_gib"] is None else f"{found['peak_gib']:7.1f} GiB"
+            speed = f"{found['tok_s']:9,} tokens/s {found['s_per_update']:8.3f} s{peak}"
+            say(f"{name:24} {speed}  {found['communication']:.0%} communication, {wall:.0f} s in all")
+            answers.append(found)
         except (ValueError, OSError) as error:
             failed.append(dict(name=name, **settings, error=str(error), log=end_of(home / "log", name, error)))
-        result = dict(
-            device=device,
-            devices=len(devices),
-            versions=train_speed.versions(),
-            settings=dict(
-                rows=ROWS,
-                steps=args.steps,
-                warmup=WARMUP,
-                rows_at_a_time=args.rows_at_a_time,
-                shapes={size: SIZES[size] for size in args.size},
-            ),
-            rows=with_efficiency(answers),
-            failed=failed,
-        )
-        write_all(result, target)  # after each run: what was measured is there, whatever ends the program
+
+    for wave in waves(picked, len(names), args.side_by_side):
+        size = picked[wave[0][0]]["size"]
+        if size not in models:
+            say(f"{size}: model and data …")
+            models[size] = random_model(Runs(folder, {}), SIZES[size], scratch)
+            data[size] = folder / "data" / size
+            write_data(data[size], (WARMUP + args.steps + PROFILED) * ROWS * max(gpus), SIZES[size]["tokens"])
+        with ThreadPoolExecutor(len(wave)) as pool:
+            list(pool.map(lambda one: run_one(*one), wave))
+        order = list(known)
+        result["rows"] = with_efficiency(sorted(answers, key=lambda row: order.index(row["name"])))
+        result["failed"] = failed
+        write_all(result, target)  # after each wave: what was measured is there, whatever ends the program
     print(table(result["rows"]), end="")
     say(f"written: {target}, {target.with_suffix('.md').name}" + (f", {target.with_suffix('.png').name}" if answers else ""))
     return 1 if failed else 0

@@ -520,7 +520,7 @@ def run(way, args, model, gpu, home):
     config, work_dir, stamps, log = home / f"{way}_sft_{args.size}.py", home / "work", home / "stamps.jsonl", home / "log"
     write_config(way, args.size, model, args.data, args.epochs, stamps, config)
     arguments = command(way, config, work_dir, args.epochs, args.deepspeed, home / "cache" / "ours")
-    env = environment(dict(gpus=1), model, args.data, gpu) | {"HF_DATASETS_CACHE": str(home / "cache" / "datasets")}
+    env = environment(1, model, args.data, one_thread=not gpu) | {"HF_DATASETS_CACHE": str(home / "cache" / "datasets")}
     begin = time.monotonic()
     stamps.write_text(json.dumps(dict(what="begin", part="start", at=begin)) + "\n", encoding="utf-8")
     status = run_for(args.time_limit, arguments, env, log)

@@ -32,7 +32,22 @@ def test_efficiency_is_against_one_gpu_of_the_same_kind():
     rows = [dict(row, gpus=1, tok_s=100, scaling="one"), dict(row, gpus=4, tok_s=380), dict(row, gpus=4, tok_s=300, parallel="zero1")]
     found = scaling.with_efficiency(rows)
     assert [one["efficiency"] for one in found] == [1, 0.95, None]
-    assert scaling.table(found).splitlines()[3] == "| 7b | ddp | weak | 4 | 16 | 1 | 1.000 | 380 | 95% | 31.3 | 12% | 5% |"
+    assert scaling.table(found).splitlines()[3] == "| 7b | ddp | weak | 4 | 16 | 1 | 1.000 | 380 | 95.0% | 31.3 | 12.5% | 5.0% |"
+
+
+def test_runs_side_by_side_have_gpus_of_their_own():
+    picked = scaling.runs_of(["1_8b", "7b"], [1, 4, 2], rows_at_a_time=4)
+    found = list(scaling.waves(picked, 4, side_by_side=True))
+    assert sorted(name for wave in found for name, _ in wave) == sorted(picked)
+    for wave in found:
+        cards = [card for _, cards in wave for card in cards]
+        assert len(cards) == len(set(cards)) and set(cards) <= set(range(4))
+        assert all(len(cards) == picked[name]["gpus"] for name, cards in wave)
+        assert len({(picked[name]["size"], picked[name]["gpus"]) for name, _ in wave}) == 1
+    assert found[0] == [(f"1_8b-{parallel}-g1", [card]) for card, parallel in enumerate(scaling.PARALLEL)]
+    assert len(found) == 2 * (1 + 4 + 8)
+    assert list(scaling.waves(picked, 4, side_by_side=False)) == [[(name, list(range(one["gpus"])))] for name, one in picked.items()]
+    assert list(scaling.waves(picked, 0, side_by_side=True)) == [[(name, [])] for name in picked]
 
 
 def test_communication_counts_overlapping_operations_once():
