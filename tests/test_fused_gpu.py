@@ -164,7 +164,7 @@ def test_memory_that_runs_out_makes_the_micro_batches_smaller(monkeypatch):
     model = on_gpu("llama")
     data = gpu_batch(rows=32, tokens=2048)
     expected = amp_grads(model, data)[1]
-    monkeypatch.setattr(step, "_free_memory", lambda device: 2**50)  # an estimate that is too high
+    monkeypatch.setattr(step, "free_memory", lambda device: 2**50)  # an estimate that is too high
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 0.3 * 2**30) / total)

@@ -1,4 +1,6 @@
-"""What the configs ask about the machine; each answer is a plain string, so that a dumped config stays readable."""
+"""What configs and models ask about the machine; configs get plain strings, so that a dumped one stays readable."""
+
+import os
 
 
 def compute_dtype():
@@ -21,3 +23,22 @@ def dist_backend():
     import torch
 
     return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def free_memory(device, cached=True):
+    """Return the bytes (int) that this process may still take.
+
+    Args:
+        device (torch.device): a CPU, whose processes share its memory, or a GPU.
+        cached (bool): count what PyTorch keeps from freed tensors, of which recorded graphs may hold a part. Defaults to True.
+    """
+    import torch
+
+    if device.type == "cpu":
+        import psutil
+
+        return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    free, whole = torch.cuda.mem_get_info(device)
+    reserved, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
+    return min(free + reserved, int(whole * fraction)) - (used if cached else reserved)

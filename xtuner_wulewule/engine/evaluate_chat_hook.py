@@ -8,6 +8,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from xtuner.engine.hooks import EvaluateChatHook
 
 from xtuner_wulewule import plugin
+from xtuner_wulewule.model.merged import merged_for_generation
 
 FIRST_TOKENS = 12  # before training nothing is known of the time that it will take
 FEWEST_TOKENS = 8
@@ -41,11 +42,11 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
     Args:
         max_new_tokens (int): longest answer in tokens. Defaults to 64.
         max_share (float): share of the training time that evaluation may take; the answers before training are 12 tokens long, and none is
-            cut under 8. Defaults to 0.08.
+            cut under 8. Defaults to 0.05.
         kwargs (dict): as for `xtuner.engine.hooks.EvaluateChatHook`.
     """
 
-    def __init__(self, *args, max_new_tokens=64, max_share=0.08, stop_words=(), **kwargs):
+    def __init__(self, *args, max_new_tokens=64, max_share=0.05, stop_words=(), **kwargs):
         # a list of its own: XTuner appends to the default one, which all hooks share
         self.stop_words = list(stop_words)
         super().__init__(*args, max_new_tokens=max_new_tokens, stop_words=self.stop_words, **kwargs)
@@ -63,7 +64,7 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
         padding = self.gen_config.pad_token_id
         input_ids = torch.tensor([[padding] * (length - len(ids)) + ids for ids in encoded], device=device)
         attention_mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in encoded], device=device)
-        with torch.no_grad():
+        with torch.no_grad(), merged_for_generation(model.llm):
             output = model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,

@@ -6,10 +6,10 @@ are as fast as sixteen, in a fraction of their memory.
 
 import copy
 import logging
-import os
 
 import torch
 
+from xtuner_wulewule.device import free_memory
 from xtuner_wulewule.errors import ModelError
 from xtuner_wulewule.model.fused.attention import Layout, document_mask, varlen_attn
 from xtuner_wulewule.model.fused.decoder import CHUNK, Decoder, Place
@@ -73,7 +73,7 @@ class FusedStep:
         multiple = LENGTHS if self.recorded else 1
         batch = Batch(input_ids, labels, trained, position_ids, document_ids, self.parts.rotary, multiple, self.dtype)
         if self.steps == 1:
-            self._plan(batch.tokens, _free_memory(self.device))
+            self._plan(batch.tokens, free_memory(self.device))
         loss = self._replayed(batch) if ready else None
         while loss is None:
             try:
@@ -310,15 +310,3 @@ class _Graph:
         torch._foreach_copy_(list(self.part.tensors().values()), list(part.tensors().values()))
         self.graph.replay()
         return self.loss.clone()
-
-
-def _free_memory(device):
-    """Return the bytes that this process may still take."""
-    if device.type == "cpu":
-        import psutil
-
-        return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    free, whole = torch.cuda.mem_get_info(device)
-    reserved, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
-    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
-    return min(free + reserved, int(whole * fraction)) - used

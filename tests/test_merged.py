@@ -1,0 +1,106 @@
+"""Generation with merged copies of the weights: the same answers, and nothing of the model changed."""
+
+import pytest
+import torch
+from fused_models import lora, tune
+
+from xtuner_wulewule.model import merged
+from xtuner_wulewule.model.merged import merged_for_generation
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model.llm(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(5, 500, (3, 20), generator=torch.Generator().manual_seed(3))
+
+
+def adapted(model):
+    return [module for module in model.llm.modules() if hasattr(module, "lora_A")]
+
+
+@pytest.mark.parametrize("name", ["internlm2", "llama", "qwen2", "tied"])
+def test_outputs_are_those_of_the_layers_apart(name, ids):
+    model = tune(name, adapter=lora(lora_dropout=0.1)).eval()
+    names, before = list(model.state_dict()), logits(model, ids)
+    with merged_for_generation(model.llm) as count:
+        inside = logits(model, ids)
+        assert list(model.state_dict()) == names
+        assert all(isinstance(layer.forward, merged._Product) for layer in adapted(model))
+    assert count == len(adapted(model)) > 0
+    assert inside.sub(before).norm() <= 1e-5 * before.norm()
+    assert torch.equal(logits(model, ids), before)
+    assert not any("forward" in layer.__dict__ for layer in adapted(model))
+
+
+def test_adapters_are_taken_as_they_are_now(ids):
+    model = tune("llama").eval()
+    for factor in (1.0, -2.0):
+        for layer in adapted(model):
+            layer.lora_B["default"].weight.data *= factor
+        expected = logits(model, ids)
+        with merged_for_generation(model.llm):
+            assert logits(model, ids).sub(expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("changes", [dict(use_dora=True), dict(bias="lora_only")], ids=["dora", "bias"])
+def test_other_adapters_keep_their_way(changes, ids):
+    model = tune("llama", adapter=lora(**changes)).eval()
+    if "use_dora" in changes:
+        with merged_for_generation(model.llm) as count:
+            assert count == 0
+        return
+    expected = logits(model, ids)
+    with merged_for_generation(model.llm):
+        assert logits(model, ids).sub(expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_adapter_that_is_switched_off_stays_off(ids):
+    model = tune("llama").eval()
+    with model.llm.disable_adapter():
+        expected = logits(model, ids)
+        with merged_for_generation(model.llm) as count:
+            assert count == 0 and torch.equal(logits(model, ids), expected)
+
+
+def test_memory_that_is_not_free_is_not_taken(ids, monkeypatch):
+    model = tune("llama").eval()
+    expected = logits(model, ids)
+    for free, enough in ((merged.SPARE, False), (merged.SPARE + 2**30, True)):
+        monkeypatch.setattr(merged, "free_memory", lambda device, cached, free=free: free)
+        with merged_for_generation(model.llm) as count:
+            assert bool(count) == enough
+            assert logits(model, ids).sub(expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_an_error_and_a_forward_of_somebody_else_are_survived(ids):
+    model = tune("llama").eval()
+    layer = adapted(model)[0]
+    layer.forward = own = layer.forward
+    with pytest.raises(KeyboardInterrupt), merged_for_generation(model.llm):
+        raise KeyboardInterrupt
+    assert layer.__dict__["forward"] is own
+    assert not any("forward" in other.__dict__ for other in adapted(model)[1:])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_weights_of_4_bit(ids):
+    from fused_models import folder_of
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    llm = AutoModelForCausalLM.from_pretrained(folder_of("llama"), quantization_config=settings, torch_dtype=torch.bfloat16)
+    llm = get_peft_model(llm, lora()).eval()
+    for layer in llm.modules():
+        if hasattr(layer, "lora_B"):
+            layer.lora_B["default"].weight.data.normal_(std=0.05)
+    ids = ids.cuda()
+    with torch.no_grad():
+        expected = llm(input_ids=ids).logits.float()
+        with merged_for_generation(llm) as count:
+            found = llm(input_ids=ids).logits.float()
+    assert count and (found - expected).norm() <= 0.03 * expected.norm()
