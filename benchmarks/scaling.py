@@ -17,8 +17,8 @@ CPU), so many at a time as `--rows-at-a-time` says; the rest is accumulated (`op
 stays the same.
 
 With `--side-by-side` runs of equally many GPUs share the host, each with GPUs of its own: sooner done, and the runs of one GPU then meet a
-host as busy as the others do. `cards_tflops` has what each GPU makes of bf16 matrix products while all of them work: where GPUs differ, a
-run of several goes at the pace of the slowest.
+host as busy as the others do, but not all of them the same GPU. `cards_tflops` has what each GPU makes of bf16 matrix products, a glimpse
+of 30 ms while all of them work. Every process has one thread (`OMP_NUM_THREADS=1`), as torch's launcher sets it for several.
 
 What is measured: the iteration times of XTuner's own log (vis_data/scalars.json, rank 0; its hooks wait for the card at each loss), summed
 over the iterations of an update, the median of `--steps` after the warm-up. Efficiency is tokens/s of N GPUs over N times those of one.
@@ -141,11 +141,12 @@ def environment(processes, model, data, cards=None, one_thread=True):
     Args:
         processes (int): ranks, one a GPU.
         model, data (pathlib.Path): folders.
-        cards (list[int], optional): the GPUs that it sees; otherwise those that this process sees.
+        cards (list[int], optional): the GPUs that it sees, counted among those that this process sees; otherwise all of these.
         one_thread (bool): one thread a process, as torch's launcher sets it for several. Defaults to True.
     """
     from xtuner_wulewule.compat import free_ports
 
+    seen = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
     return {
         **os.environ,
         **OFFLINE,
@@ -155,24 +156,61 @@ def environment(processes, model, data, cards=None, one_thread=True):
         "WULEWULE_DATA_DIR": str(data),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         **({"OMP_NUM_THREADS": "1"} if one_thread else {}),
-        **({"CUDA_VISIBLE_DEVICES": ",".join(map(str, cards))} if cards else {}),
+        **({"CUDA_VISIBLE_DEVICES": ",".join(seen[card] if seen else str(card) for card in cards)} if cards else {}),
     }
 
 
-def run_for(seconds, arguments, env, log):
-    """Run a command with all its children; return its status (int), None where it was ended at the time limit."""
+def run_for(seconds, arguments, env, log, started=None):
+    """Run a command with all its children; return its status (int), None where it was ended at the time limit.
+
+    Args:
+        seconds (float): the time limit.
+        arguments (list[str]): the command line.
+        env (dict): its environment.
+        log (pathlib.Path): file for its output; it runs in the folder.
+        started (list, optional): gets the process, for `end`.
+    """
     with open(log, "w", encoding="utf-8") as stream:
         process = subprocess.Popen(arguments, env=env, cwd=log.parent, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+        if started is not None:
+            started.append(process)
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
         finally:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)  # ranks that the launcher left
-            except ProcessLookupError:
-                pass
+            end(process)
             process.wait()
+
+
+def end(process):
+    """Kill a process with all its children: ranks that a launcher left, too."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def together(run, wave):
+    """Call a function for each run of a wave, at the same time.
+
+    Args:
+        run (callable): called with name, GPUs and the list `started` of `run_for`.
+        wave (list): as `waves` yields it.
+    """
+    started = []
+    if len(wave) == 1:
+        run(*wave[0], started)
+        return
+    pool = ThreadPoolExecutor(len(wave))
+    try:
+        list(pool.map(lambda one: run(*one, started), wave))
+    except BaseException:  # Ctrl-C reaches this thread alone, and none of the runs
+        for process in started:
+            end(process)
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def measured(settings, tokens, steps, work_dir):
@@ -442,7 +480,7 @@ def benchmark(args, only, folder):
         ),
     )
 
-    def run_one(name, cards):
+    def run_one(name, cards, started):
         settings, home = picked[name], folder / name
         home.mkdir()
         size = settings["size"]
@@ -451,7 +489,7 @@ def benchmark(args, only, folder):
         env = environment(settings["gpus"], models[size], data[size], cards)
         arguments = command(settings, tokens, args.steps, config, work_dir, scratch / "datasets")
         begin = time.monotonic()
-        status = run_for(args.timeout, arguments, env, home / "log")
+        status = run_for(args.timeout, arguments, env, home / "log", started)
         wall = round(time.monotonic() - begin, 1)
         try:
             check_status(status, args.timeout)
@@ -470,8 +508,7 @@ def benchmark(args, only, folder):
             models[size] = random_model(Runs(folder, {}), SIZES[size], scratch)
             data[size] = folder / "data" / size
             write_data(data[size], (WARMUP + args.steps + PROFILED) * ROWS * max(gpus), SIZES[size]["tokens"])
-        with ThreadPoolExecutor(len(wave)) as pool:
-            list(pool.map(lambda one: run_one(*one), wave))
+        together(run_one, wave)
         order = list(known)
         result["rows"] = with_efficiency(sorted(answers, key=lambda row: order.index(row["name"])))
         result["failed"] = failed

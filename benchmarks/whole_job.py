@@ -391,7 +391,7 @@ def notes_of(rows, settings):
     notes = []
     if settings["epochs"] < EPOCHS:
         notes.append(f"{settings['epochs']} of the published {EPOCHS} epochs; nothing is extrapolated to {EPOCHS}")
-    if settings["random_weights"]:
+    if not settings["model_given"]:
         notes.append("random weights and a tokenizer of bytes: answers run to their limit, and the data has about four times the tokens")
     for row in rows:
         if row["cut_off"]:
@@ -478,7 +478,7 @@ def benchmark(args, folder):
         **SIZES[args.size],
         epochs=args.epochs,
         published_epochs=EPOCHS,
-        random_weights=args.model is None,
+        model_given=args.model is not None,
         rows={name: sum(map(bool, map(str.strip, (args.data / name).read_text(encoding="utf-8").splitlines()))) for name in FILES},
         deepspeed=args.deepspeed,
         time_limit_s=args.time_limit,

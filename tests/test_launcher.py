@@ -1,54 +1,99 @@
 """The last words of torch's launcher: one line, for processes that end by themselves and for those that are killed."""
 
+import os
 import sys
+import zipfile
 
 import pytest
 from commands import run
 
 PROGRAM = """
-import os, signal, sys, time
-if os.environ["RANK"] == "1":
-    {end}
+import os, signal, sys, time, zipfile
+from pathlib import Path
+
+def save(name):
+    with zipfile.ZipFile(Path("my work", name), "w") as file:
+        file.writestr("data", "1")
+
+rank = int(os.environ["RANK"])
+{program}
 time.sleep(60)
 """
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
-def launched(end, folder, *arguments, **env):
-    (folder / "program.py").write_text(PROGRAM.format(end=end))
+def launched(program, folder, *arguments, **env):
+    (folder / "my work").mkdir(exist_ok=True)
+    (folder / "program.py").write_text(PROGRAM.format(program=program))
     launch = [sys.executable, "-m", "xtuner_wulewule.launcher", "--standalone", "--nproc_per_node=2", "program.py", *arguments]
-    return run(launch, folder, **env)
+    result = run(launch, folder, **env)
+    assert result.returncode == 1
+    return result
 
 
-def test_status_is_passed_on_and_points_to_the_message_above(tmp_path):
-    result = launched("sys.exit('the disk is full')", tmp_path)
-    assert result.returncode == 1 and "the disk is full" in result.stderr and "Traceback" not in result.stderr
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("xtuner-wulewule: process 1 (PID ")
-    assert last.endswith(") ended with status 1, the others were ended: its message is above")
+def last_of(result):
+    assert "Traceback" not in result.stderr
+    return result.stderr.splitlines()[-1]
+
+
+def test_status_points_to_the_message_above_and_to_the_checkpoint(tmp_path):
+    program = "if rank == 1:\n    save('iter_8.pth'); sys.exit('the disk is full')"
+    result = launched(program, tmp_path)
+    assert "the disk is full" in result.stderr
+    assert last_of(result).startswith("xtuner-wulewule: process 1 (PID ")
+    assert last_of(result).endswith(") ended with status 1, the others of this machine were ended: its message is above")
+    last = last_of(launched(program, tmp_path, "--work-dir", "my work"))
+    assert last.endswith(": its message is above; go on from the last whole checkpoint: add --resume 'my work/iter_8.pth'")
+
+
+def save_and_die(*names):
+    return f"if rank == 1:\n    {''.join(f'save({name!r}); ' for name in names)}{KILLED}"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "advice"),
+    ("program", "arguments", "advice"),
     [
-        ((), "go on from the last checkpoint: add --resume with what WORK_DIR/last_checkpoint holds"),
-        (("--work-dir", "empty"), "there is no checkpoint in empty to go on from"),
-        (("--work-dir", "work"), "go on from the last checkpoint: add --resume work/iter_8.pth"),
-        (("--work-dir=work",), "go on from the last checkpoint: add --resume work/iter_8.pth"),
+        (save_and_die("iter_8.pth"), (), "the others of this machine were ended"),
+        (save_and_die(), ("--work-dir", "my work"), "it left no whole checkpoint in my work"),
+        (save_and_die("iter_8.pth", "iter_16.pth"), ("--work-dir=my work",), "add --resume 'my work/iter_16.pth'"),
+        # the newest is half written
+        (
+            save_and_die("iter_8.pth").replace("os.kill", "Path('my work/iter_16.pth').touch(); os.kill"),
+            ("--work-dir", "my work"),
+            "8.pth'",
+        ),
     ],
+    ids=["folder unknown", "none", "two", "broken"],
 )
-def test_signal_is_named_with_what_to_do(arguments, advice, tmp_path):
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "last_checkpoint").write_text("work/iter_8.pth")
-    result = launched("os.kill(os.getpid(), signal.SIGKILL)", tmp_path, *arguments)
-    last = result.stderr.splitlines()[-1]
-    assert result.returncode == 1 and "Traceback" not in result.stderr
+def test_signal_is_named_with_what_to_do(program, arguments, advice, tmp_path):
+    last = last_of(launched(program, tmp_path, *arguments))
     assert last.startswith("xtuner-wulewule: error: process 1 (PID ") and last.endswith(advice)
     assert "was killed by SIGKILL (perhaps for want of memory" in last
 
 
+def test_checkpoints_of_an_earlier_training_are_not_named_unless_it_is_resumed(tmp_path):
+    (tmp_path / "my work").mkdir()
+    with zipfile.ZipFile(tmp_path / "my work" / "iter_8.pth", "w") as file:
+        file.writestr("data", "1")
+    os.utime(tmp_path / "my work" / "iter_8.pth", (1, 1))
+    arguments = ("--work-dir", "my work")
+    assert last_of(launched(save_and_die(), tmp_path, *arguments)).endswith("it left no whole checkpoint in my work")
+    last = last_of(launched(save_and_die(), tmp_path, *arguments, "--resume", "my work/iter_8.pth"))
+    assert last.endswith("add --resume 'my work/iter_8.pth'")
+
+
+def test_the_one_that_was_killed_is_named_where_others_end_at_once(tmp_path):
+    program = f"if rank == 1:\n    {KILLED}\nelse:\n    os._exit(1)"
+    assert "process 1 (PID " in last_of(launched(program, tmp_path))
+
+
+def test_wulewule_run_goes_on_by_itself(tmp_path):
+    last = last_of(launched(save_and_die("iter_8.pth"), tmp_path, "--work-dir", "my work", WULEWULE_GOES_ON="1"))
+    assert last.endswith("; the same command goes on from the last whole checkpoint")
+
+
 def test_traceback_is_there_for_who_wants_it(tmp_path):
-    result = launched("sys.exit(3)", tmp_path, WULEWULE_TRACEBACK="1")
-    assert result.returncode == 1 and "ChildFailedError" in result.stderr
+    assert "ChildFailedError" in launched("if rank == 1:\n    sys.exit(3)", tmp_path, WULEWULE_TRACEBACK="1").stderr
 
 
 def test_arguments_that_torch_refuses_are_refused_by_torch(tmp_path):

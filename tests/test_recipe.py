@@ -71,6 +71,20 @@ def test_killed_step_is_reported_as_a_shell_would(tmp_path):
         run_step(python("import os; os.kill(os.getpid(), 9)"), tmp_path / "log")
 
 
+LAST_WORDS = {
+    "xtuner-wulewule: process 0 (PID 1) ended with status 1, the others of this machine were ended: its message is above": "no space left",
+    "xtuner-wulewule: error: process 1 (PID 2) was killed by SIGKILL (…); the same command goes on": "train fewer rows at a time",
+}
+
+
+@pytest.mark.parametrize("line", LAST_WORDS, ids=["status", "killed"])
+def test_last_words_of_the_launcher(line, tmp_path):
+    code = f"print('no space left'); print({line!r}); raise SystemExit(1)"
+    with pytest.raises(StepError, match=LAST_WORDS[line]) as caught:
+        run_step(python(code), tmp_path / "log")
+    assert "above" not in str(caught.value)
+
+
 def test_interruption_ends_the_children_too(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are a shell's background job
     code = (

@@ -1,8 +1,11 @@
 """The benchmark of scaling, as far as a machine without a GPU shows it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,47 @@ def test_runs_side_by_side_have_gpus_of_their_own():
     assert len(found) == 2 * (1 + 4 + 8)
     assert list(scaling.waves(picked, 4, side_by_side=False)) == [[(name, list(range(one["gpus"])))] for name, one in picked.items()]
     assert list(scaling.waves(picked, 0, side_by_side=True)) == [[(name, [])] for name in picked]
+
+
+def test_gpus_are_counted_among_those_that_are_seen(monkeypatch):
+    def seen(cards):
+        return scaling.environment(1, "model", "data", cards).get("CUDA_VISIBLE_DEVICES")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (seen([0, 1]), seen([])) == ("0,1", None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5f")
+    assert (seen([0, 1]), seen([1]), seen([])) == ("4,GPU-5f", "GPU-5f", "4,GPU-5f")
+
+
+SLEEPERS = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+import scaling
+
+def run(name, cards, started):
+    scaling.run_for(120, ["sh", "-c", f"echo > {{name}}; sleep 120"], dict(os.environ), Path(name + ".log").absolute(), started)
+
+scaling.together(run, [(name, []) for name in sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("names", [("one",), ("one", "two")])
+def test_ctrl_c_ends_the_runs(names, tmp_path):
+    command = [sys.executable, "-c", SLEEPERS.format(folder=str(SCRIPT.parent)), *names]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 60
+        while not all((tmp_path / name).exists() for name in names):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) and "KeyboardInterrupt" in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+    folders = [path.parent / "cwd" for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [path for path in folders if os.path.exists(path) and os.path.realpath(path) == str(tmp_path)]
 
 
 def test_communication_counts_overlapping_operations_once():

@@ -96,7 +96,7 @@ def test_a_run_that_was_cut_off_keeps_its_parts(tmp_path):
     assert [found[key] for key in ("updates", "s_per_iteration", "peak_gib", "first_loss")] == [None] * 4
     row = dict(way="ours", epochs=1, cut_off=True, **found)
     assert whole_job.table([row]).splitlines()[:3] == ["| seconds | ours, cut off |", "| --- | --- |", "| start | 5.0 |"]
-    settings = dict(epochs=1, random_weights=False, time_limit_s=5)
+    settings = dict(epochs=1, model_given=True, time_limit_s=5)
     notes = whole_job.notes_of([row], settings)
     assert notes[0] == "1 of the published 5 epochs; nothing is extrapolated to 5"
     assert notes[1] == "ours was cut off after 5 s, with 0 of an unknown number of iterations done" and len(notes) == 2
@@ -109,7 +109,7 @@ def test_parts_that_overlap_count_once_and_a_time_outside_the_run_is_flagged():
     found = whole_job.figures([begin("start", 0), end("start", 2), begin("data", -5), end("data", 1)], 0, 10, finished=False)
     assert not found["adds_up"]
     row = dict(way="published", cut_off=False, **found)
-    assert whole_job.notes_of([row], dict(epochs=5, random_weights=False)) == [
+    assert whole_job.notes_of([row], dict(epochs=5, model_given=True)) == [
         "published: the parts sum to 15.0 s instead of 10.0 s",
     ]
 

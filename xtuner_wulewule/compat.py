@@ -47,8 +47,9 @@ def honest_entry_point(module):
 
     Guard: XTuner's entry point still starts its tools through `subprocess.run(["python", …])`. The module gets a `subprocess` whose
     `run` uses this interpreter and ends with the child's exit status, the functions in its table `modes` end with one line and status 1
-    when a tool can't be imported, and `cli` ends with status 1 when it returns without having run anything that was asked for.
-    End: XTuner's entry point uses `sys.executable` and returns the status of its child.
+    when a tool can't be imported, and `cli` ends with status 1 when it returns without having run anything that was asked for. torch's
+    launcher is started through `xtuner_wulewule.launcher`, which ends a failed run with one line.
+    End: XTuner's entry point uses `sys.executable` and returns the status of its child, and torch's launcher ends without a traceback.
 
     Args:
         module (types.ModuleType): `xtuner.entry_point`.

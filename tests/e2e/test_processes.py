@@ -18,7 +18,7 @@ from xtuner_wulewule import paths
 from xtuner_wulewule.model import tiny
 from xtuner_wulewule.recipe.results import last_checkpoint, read_scalars
 
-SEEN = {"cpu": "", "gpus": "0,1,2,3"}  # CUDA_VISIBLE_DEVICES: gloo, or NCCL with a GPU a process
+SEEN = {"cpu": "", "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3")}  # CUDA_VISIBLE_DEVICES: gloo, or NCCL with a GPU a process
 DEVICES = ["cpu", pytest.param("gpus", marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs several GPUs"))]
 
 RECORD = """
@@ -163,20 +163,25 @@ def test_killed_process_ends_the_others_and_the_run_goes_on(arguments, devices, 
     with open(tmp_path / "log", "w") as log:
         whole = list(map(str, [*command, "train_cfg.max_epochs=500"]))
         two = environment(NPROC_PER_NODE="2", WULEWULE_DATA_DIR=str(tmp_path / "data"), **env)
-        process = subprocess.Popen(whole, cwd=tmp_path, env=two, stdout=log, stderr=subprocess.STDOUT)
-        end = time.monotonic() + 240
-        while not (work_dir / "last_checkpoint").is_file():
-            assert process.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()[-3000:]
-            time.sleep(0.2)
-        ranks = ranks_of(work_dir)
-        assert set(ranks) == {0, 1}
-        os.kill(ranks[1], signal.SIGKILL)
-        assert process.wait(60) == 1
-    assert not ranks_of(work_dir)
-    checkpoint = (work_dir / "last_checkpoint").read_text()
-    last = (tmp_path / "log").read_text().splitlines()[-1]
-    assert last.startswith(f"xtuner-wulewule: error: process 1 (PID {ranks[1]}) was killed by SIGKILL")
-    assert last.endswith(f"add --resume {checkpoint}")
+        process = subprocess.Popen(whole, cwd=tmp_path, env=two, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            end = time.monotonic() + 240
+            while not (work_dir / "last_checkpoint").is_file():
+                assert process.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()[-3000:]
+                time.sleep(0.2)
+            ranks = ranks_of(work_dir)
+            assert set(ranks) == {0, 1}
+            os.kill(ranks[1], signal.SIGKILL)
+            assert process.wait(60) == 1
+            assert not ranks_of(work_dir)
+        finally:
+            for rank in ranks_of(work_dir).values():  # torch's launcher puts them into sessions of their own
+                os.kill(rank, signal.SIGKILL)
+            process.kill()
+            process.wait()
+    said, _, checkpoint = (tmp_path / "log").read_text().splitlines()[-1].partition("add --resume ")
+    assert said.startswith(f"xtuner-wulewule: error: process 1 (PID {ranks[1]}) was killed by SIGKILL")
+    assert Path(checkpoint).parent == work_dir
 
     done = int(Path(checkpoint).stem.removeprefix("iter_"))
     options = [*options, f"train_cfg.max_epochs={done // 8 + 2}"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from xtuner_wulewule.compat import parent_death_signal
 from xtuner_wulewule.errors import StepError, UnsupportedStackError
+from xtuner_wulewule.launcher import GOES_ON_BY_ITSELF
 
 # mmengine's line, for example: Iter(train) [ 41/236]  lr: 1.9e-03  eta: 0:00:08  time: 0.04  data_time: 0.003  loss: 6.87
 _PROGRESS = re.compile(
@@ -97,7 +98,7 @@ def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=Tr
         StepError: it ended with a status other than 0; the message names the status, the last lines and the log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    env = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
+    env = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", GOES_ON_BY_ITSELF: "1", **(env or {})}
     output = []
     with open(log, "a", encoding="utf-8") as file:
         process = subprocess.Popen(
@@ -156,8 +157,10 @@ def _end(process):
 
 
 def _explain(status, last, log):
+    last = [line for line in last if not line.startswith("xtuner-wulewule: process ")]  # the launcher's, which points to a line above it
     ours = [line for line in last if re.search(r"\bxtuner(-wulewule)?: error: ", line)]  # after "[rank0]: " in a run of several ranks
     reason = ours[-1].partition("error: ")[2] if ours else (last[-1].strip() if last else "it said nothing")
-    if any(re.search(r"out of memory|MemoryError|can't allocate memory", line, re.I) for line in last) or status == -signal.SIGKILL:
+    memory = re.compile(r"out of memory|MemoryError|can't allocate memory|killed by SIGKILL", re.I)
+    if any(map(memory.search, last)) or status == -signal.SIGKILL:
         reason += "; if memory ran out, train fewer rows at a time: train_dataloader.batch_size"
     return f"ended with status {status if status >= 0 else 128 - status}: {reason} (the whole output is in {log})"
