@@ -386,7 +386,7 @@ def main():
         return benchmark(args, only, Path(folder))
 
 
-def devices():
+def print_devices():
     """Print the names of the GPUs that torch sees and what each makes of bf16 matrix products, all at work together (TFLOP/s), as JSON."""
     import torch
 
@@ -409,8 +409,8 @@ def devices():
 
 
 def devices_seen():
-    """Return what `devices` prints, in a process of its own (list[str], list[float]); end the program where it cannot be asked."""
-    command = [sys.executable, "-W", "ignore", "-c", "from scaling import devices; devices()"]
+    """Return what `print_devices` prints, in a process of its own (list[str], list[float]); end the program where it cannot be asked."""
+    command = [sys.executable, "-W", "ignore", "-c", "from scaling import print_devices; print_devices()"]
     asked = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if asked.returncode:
         sys.exit(f"the devices cannot be asked: {asked.stderr.strip().splitlines()[-1]}")

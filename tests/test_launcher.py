@@ -1,11 +1,14 @@
 """The last words of torch's launcher: one line, for processes that end by themselves and for those that are killed."""
 
 import os
+import signal
+import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
-from commands import run
+from commands import environment, run
 
 PROGRAM = """
 import os, signal, sys, time, zipfile
@@ -85,6 +88,25 @@ def test_checkpoints_of_an_earlier_training_are_not_named_unless_it_is_resumed(t
 def test_the_one_that_was_killed_is_named_where_others_end_at_once(tmp_path):
     program = f"if rank == 1:\n    {KILLED}\nelse:\n    os._exit(1)"
     assert "process 1 (PID " in last_of(launched(program, tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_launcher_that_is_told_to_end(number, tmp_path):
+    (tmp_path / "my work").mkdir()
+    (tmp_path / "program.py").write_text(PROGRAM.format(program="if rank == 1:\n    save('iter_8.pth'); Path('begun').touch()"))
+    launch = [sys.executable, "-m", "xtuner_wulewule.launcher", "--standalone", "--nproc_per_node=2", "program.py", "--work-dir", "my work"]
+    process = subprocess.Popen(launch, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 60
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    wanted = f"xtuner-wulewule: ended by {number.name}; go on from the last whole checkpoint: add --resume 'my work/iter_8.pth'"
+    assert process.returncode == 1 and said.splitlines()[-1] == wanted
 
 
 def test_wulewule_run_goes_on_by_itself(tmp_path):

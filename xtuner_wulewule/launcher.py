@@ -19,13 +19,15 @@ GOES_ON_BY_ITSELF = "WULEWULE_GOES_ON"  # set by `wulewule run`, whose user has 
 
 
 def explain(error, arguments, begin):
-    """Return the line (str) that tells which process failed first, and how to go on.
+    """Return the line (str) that tells which process failed first, or what ended all, and how to go on.
 
     Args:
-        error (torch.distributed.elastic.multiprocessing.errors.ChildFailedError): what torch's launcher ends with.
+        error (Exception): what torch's launcher ends with, `ChildFailedError`, or `SignalException` where it was told to end.
         arguments (list[str]): of the launcher: those of the training are among them.
         begin (float): when it started, seconds since 1970.
     """
+    if not hasattr(error, "failures"):
+        return f"xtuner-wulewule: ended by {error.sigval.name}{_go_on(arguments, begin)}"
     rank, failure = _first(error)
     where = f"process {rank} (PID {failure.pid})"
     others = "the others of this machine were ended"
@@ -74,7 +76,7 @@ def main():
     begin, previous = time.time(), sys.excepthook
 
     def excepthook(kind, error, traceback):
-        if kind.__name__ != "ChildFailedError" or wants_traceback():
+        if kind.__name__ not in ("ChildFailedError", "SignalException") or wants_traceback():
             previous(kind, error, traceback)
         else:
             print(explain(error, sys.argv[1:], begin), file=sys.stderr)

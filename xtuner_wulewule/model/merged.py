@@ -91,8 +91,11 @@ def _served(module):
     """Return whether a module is plain LoRA, not merged and not switched off, on a layer that is whole on this device."""
     from peft.tuners.lora import LoraLayer
 
-    if not isinstance(module, LoraLayer) or type(getattr(module, "base_layer", None)).__name__ not in ("Linear", "Linear4bit"):
+    base = getattr(module, "base_layer", None)
+    if not isinstance(module, LoraLayer) or type(base).__name__ not in ("Linear", "Linear4bit"):
         return False
+    if type(base).__name__ == "Linear4bit" and not base.weight.is_cuda:
+        return False  # on a CPU bitsandbytes packs the weight anew, in an order of its own
     if list(module.lora_A) != ["default"] or module.active_adapters != ["default"] or module.merged or module.disable_adapters:
         return False
     if module.use_dora.get("default") or module.lora_B["default"].bias is not None or getattr(module, "fan_in_fan_out", False):
