@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,6 +48,29 @@ def test_status_points_to_the_message_above_and_to_the_checkpoint(tmp_path):
     assert last_of(result).endswith(") ended with status 1, the others of this machine were ended: its message is above")
     last = last_of(launched(program, tmp_path, "--work-dir", "my work"))
     assert last.endswith(": its message is above; go on from the last whole checkpoint: add --resume 'my work/iter_8.pth'")
+
+
+EXCEPTHOOK = "from xtuner_wulewule import errors; errors.install_excepthook()\n"
+
+
+def test_cause_is_the_last_line(tmp_path):
+    ours = EXCEPTHOOK + "raise errors.DataError('data.jsonl:5: not valid JSON; correct it')"
+    result = launched(ours, tmp_path, "--work-dir", "my work")
+    assert result.stderr.splitlines()[-1] == "xtuner-wulewule: error: data.jsonl:5: not valid JSON; correct it"
+    result = launched(EXCEPTHOOK + "if rank == 1:\n    save('iter_8.pth'); raise RuntimeError('CUDA error: …\\nmore of it')", tmp_path)
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("xtuner-wulewule: error: process 1 (PID ")
+    assert last.endswith(") ended with RuntimeError: CUDA error: … (its traceback is above), the others of this machine were ended")
+
+
+def test_port_that_is_taken(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (tmp_path / "program.py").touch()
+        launch = ["--nnodes=1", "--node_rank=0", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}", "program.py"]
+        result = run([sys.executable, "-m", "xtuner_wulewule.launcher", *launch], tmp_path)
+    said = f"xtuner-wulewule: error: port {port} is taken by another program; leave PORT out, or set it to a free one"
+    assert result.returncode == 1 and last_of(result) == said
 
 
 def save_and_die(*names):

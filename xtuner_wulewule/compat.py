@@ -66,7 +66,7 @@ def honest_entry_point(module):
 
 
 class _Subprocess:
-    """The `subprocess` module as `xtuner.entry_point` sees it; only `run` differs."""
+    """The `subprocess` module as `xtuner.entry_point` sees it; only `run` differs, which leaves no child behind."""
 
     def __init__(self, module):
         self._module = module
@@ -80,11 +80,21 @@ class _Subprocess:
             command = [sys.executable, *command[1:]]
         elif command[0] == "torchrun":
             command = [sys.executable, "-m", "xtuner_wulewule.launcher", *command[1:]]
-        try:
-            status = self._module.run(command, **kwargs).returncode
-        except KeyboardInterrupt:
-            status = 130
+        # the child ends with this process, whatever ends that
+        status = self._wait(self._module.Popen(command, preexec_fn=parent_death_signal(), **kwargs))
         sys.exit(status if status >= 0 else 128 - status)  # killed by signal N: 128 + N, as a shell reports it
+
+    def _wait(self, process):
+        """Return the exit status of a child; Ctrl-C reaches it, too, and it gets the time to end its ranks, unless it comes twice."""
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            try:
+                process.wait(45)  # torch's launcher gives its ranks 30 s
+            except (KeyboardInterrupt, self._module.TimeoutExpired):
+                process.kill()
+                process.wait()
+            return 130
 
 
 class _ImportingTool:
@@ -121,6 +131,19 @@ class _ImportingTool:
         return spec.origin if spec is not None and (spec.origin or "").endswith(".py") else None
 
 
+NOT_RUN = "could not be run, see the warning above"
+LAUNCH = {"NPROC_PER_NODE": (1, None), "NNODES": (1, None), "NODE_RANK": (0, None), "PORT": (1, 65535)}  # least and most
+
+
+def _launch_problem(environment):
+    """Return what is wrong (str) with the variables by which XTuner starts several processes, None where nothing is."""
+    for name, (least, most) in LAUNCH.items():
+        value = environment.get(name)
+        if value is not None and not (value.isdecimal() and least <= int(value) <= (most or int(value))):
+            return f"{name} is {value!r}; it must be a whole number from {least}" + (f" to {most}" if most else " on")
+    return None
+
+
 class _Cli:
     """`xtuner.entry_point.cli`, whose every error used to end in the help text and status 0."""
 
@@ -128,14 +151,17 @@ class _Cli:
         self.module, self.cli = module, module.cli
 
     def __call__(self):
-        self.cli()  # a tool that was run ends the process itself
         problem = self.problem([argument.lower() for argument in sys.argv[1:]])
+        unfit = _launch_problem(os.environ) if problem and problem.endswith(NOT_RUN) else None
+        if unfit is None:
+            self.cli()  # a tool that was run ends the process itself
+        problem = unfit or problem
         if problem:
             print(f"xtuner: error: {problem}", file=sys.stderr)
             sys.exit(1)
 
     def problem(self, arguments):
-        """Return why nothing was run (str), or None where nothing had to be."""
+        """Return why nothing was run (str), if nothing is, or None where nothing has to be."""
         if not arguments or arguments[0] in self.module.special:
             return None
         if arguments[0] not in self.module.modes:
@@ -146,7 +172,7 @@ class _Cli:
                 return None
             if len(arguments) == 1 or arguments[1] not in mode:
                 return f"xtuner {arguments[0]} needs one of these subcommands: {', '.join(name for name in mode if name[0] != '-')}"
-        return f"xtuner {arguments[0]} could not be run, see the warning above"
+        return f"xtuner {arguments[0]} {NOT_RUN}"
 
 
 def cpu_bf16_query(module):

@@ -1,8 +1,11 @@
 """Errors that a user can cause, shown as one line: what, where, what to do."""
 
+import argparse
+import json
 import os
 import re
 import sys
+import time
 
 SHOWN_PROBLEMS = 5  # in an error that is one line
 
@@ -128,17 +131,62 @@ def explain_world_size(error):
     )
 
 
+def explain_resume(error, arguments):
+    """Return a `SettingsError` where `--resume` names a checkpoint of DeepSpeed without `--deepspeed`, or the reverse; else None.
+
+    Args:
+        error (BaseException): the exception.
+        arguments (list[str]): of the training.
+    """
+    resume = _value_of("--resume", arguments)
+    if resume is None:
+        return None
+    if isinstance(error, FileNotFoundError) and str(error).endswith("can not be found.") and os.path.isdir(resume):
+        return SettingsError(f"--resume: {resume} is a checkpoint of DeepSpeed; add --deepspeed with the setting that saved it")
+    if isinstance(error, AssertionError) and os.path.isfile(resume) and _value_of("--deepspeed", arguments):
+        return SettingsError(f"--resume: {resume} was saved without DeepSpeed; go on without --deepspeed")
+    return None
+
+
+def _value_of(option, arguments):
+    """Return the value (str) of an option, "" where it has none, None where it is not given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(option, nargs="?", const="", dest="value")
+    return parser.parse_known_args(arguments)[0].value
+
+
+def _tell_launcher(line):
+    """Leave a line for torch's launcher, which says at its end what its first failed process left."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        try:
+            with open(file, "w", encoding="utf-8") as stream:
+                json.dump({"message": line, "timestamp": int(time.time())}, stream)
+        except OSError:
+            pass
+
+
 def install_excepthook():
     """Show uncaught `WulewuleError`s, and an unknown config, as one line; every other exception keeps its traceback.
 
-    XTuner's tools let exceptions end the process, so the exit status is 1. `WULEWULE_TRACEBACK=1` keeps the traceback.
+    XTuner's tools let exceptions end the process, so the exit status is 1. `WULEWULE_TRACEBACK=1` keeps the traceback. In a run of several
+    processes the line is left for the launcher, too.
     """
     if getattr(sys.excepthook, "of_wulewule", False):
         return
     previous = sys.excepthook
 
     def excepthook(kind, error, traceback):
+        if issubclass(kind, KeyboardInterrupt) and not wants_traceback():
+            if "TORCHELASTIC_RUN_ID" not in os.environ:  # else the launcher speaks
+                from xtuner_wulewule.launcher import go_on
+
+                print(f"xtuner-wulewule: interrupted{go_on(sys.argv[1:])}", file=sys.stderr)
+            return
         found = find_wulewule_error(error) or explain_missing_config(error, traceback) or explain_world_size(error)
+        found = found or explain_resume(error, sys.argv[1:])
+        first = next(iter(str(error).strip().splitlines()), "")
+        _tell_launcher(one_line(found) if found else f"{kind.__name__}: {first}".strip(": "))
         if found is None or wants_traceback():
             previous(kind, error, traceback)
         else:

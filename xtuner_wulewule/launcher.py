@@ -7,38 +7,48 @@ Everything it does is torch's; arguments and exit status are the same.
 
 import argparse
 import os
+import re
 import runpy
 import shlex
 import signal
 import sys
-import time
 
 from xtuner_wulewule.errors import one_line, wants_traceback
 
 GOES_ON_BY_ITSELF = "WULEWULE_GOES_ON"  # set by `wulewule run`, whose user has no --resume
 
 
-def explain(error, arguments, begin):
-    """Return the line (str) that tells which process failed first, or what ended all, and how to go on.
+def explain(error, arguments):
+    """Return the line (str) that tells which process failed first and why, or what ended all, and how to go on; None for other errors.
 
     Args:
-        error (Exception): what torch's launcher ends with, `ChildFailedError`, or `SignalException` where it was told to end.
+        error (BaseException): what torch's launcher ends with: `ChildFailedError`, or `SignalException` where it was told to end.
         arguments (list[str]): of the launcher: those of the training are among them.
-        begin (float): when it started, seconds since 1970.
     """
-    if not hasattr(error, "failures"):
-        return f"xtuner-wulewule: ended by {error.sigval.name}{_go_on(arguments, begin)}"
+    kind = type(error).__name__
+    if kind == "SignalException":
+        return f"xtuner-wulewule: ended by {error.sigval.name}{go_on(arguments)}"
+    taken = re.search(r"port: (\d+).*EADDRINUSE", str(error))
+    if taken:
+        return one_line(f"port {taken[1]} is taken by another program; leave PORT out, or set it to a free one")
+    if kind != "ChildFailedError":
+        return None
     rank, failure = _first(error)
     where = f"process {rank} (PID {failure.pid})"
     others = "the others of this machine were ended"
     if failure.exitcode >= 0:
-        return f"xtuner-wulewule: {where} ended with status {failure.exitcode}, {others}: its message is above{_go_on(arguments, begin)}"
+        further = go_on(arguments, resumed=False)
+        if failure.error_file_data.get("timestamp") is None:  # it left no word
+            return f"xtuner-wulewule: {where} ended with status {failure.exitcode}, {others}: its message is above{further}"
+        if failure.message.startswith("xtuner-wulewule: error: "):
+            return failure.message + further
+        return one_line(f"{where} ended with {failure.message} (its traceback is above), {others}{further}")
     try:
         name = signal.Signals(-failure.exitcode).name
     except ValueError:
         name = f"signal {-failure.exitcode}"
     memory = " (perhaps for want of memory: dmesg, or sacct under Slurm, tells)" if name == "SIGKILL" else ""
-    return one_line(f"{where} was killed by {name}{memory}, {others}{_go_on(arguments, begin)}")
+    return one_line(f"{where} was killed by {name}{memory}, {others}{go_on(arguments)}")
 
 
 def _first(error):
@@ -51,7 +61,15 @@ def _first(error):
     return min(killed, key=lambda one: one[1].timestamp) if killed else error.get_first_failure()
 
 
-def _go_on(arguments, begin):
+def go_on(arguments, resumed=True):
+    """Return how to go on with a training (str, the end of a sentence), empty where nothing is known of it.
+
+    Args:
+        arguments (list[str]): of the training or its launcher.
+        resumed (bool): whether a checkpoint that this run was resumed from serves, where it has saved none.
+    """
+    from psutil import Process
+
     from xtuner_wulewule.recipe.results import checkpoint_to_resume
 
     if os.environ.get(GOES_ON_BY_ITSELF):
@@ -67,19 +85,20 @@ def _go_on(arguments, begin):
     processes = int(given.nnodes) * int(given.nproc_per_node) if given.nnodes.isdigit() and given.nproc_per_node.isdigit() else 1
     checkpoint, _ = checkpoint_to_resume(given.work_dir, processes)
     # what lies there from an earlier training is not this one's
-    if checkpoint is None or (given.resume is None and checkpoint.stat().st_mtime < begin):
-        return f"; it left no whole checkpoint in {given.work_dir}"
+    if checkpoint is None or (checkpoint.stat().st_mtime < Process().create_time() and not (resumed and given.resume)):
+        return f"; it left no whole checkpoint in {given.work_dir}" if resumed else ""
     return f"; go on from the last whole checkpoint: add --resume {shlex.quote(str(checkpoint))}"
 
 
 def main():
-    begin, previous = time.time(), sys.excepthook
+    previous = sys.excepthook
 
     def excepthook(kind, error, traceback):
-        if kind.__name__ not in ("ChildFailedError", "SignalException") or wants_traceback():
+        line = None if wants_traceback() else explain(error, sys.argv[1:])
+        if line is None:
             previous(kind, error, traceback)
         else:
-            print(explain(error, sys.argv[1:], begin), file=sys.stderr)
+            print(line, file=sys.stderr)
 
     sys.excepthook = excepthook
     runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)

@@ -192,7 +192,7 @@ def test_status_of_a_tool_is_the_status_of_xtuner(tmp_path):
 
 def test_torchrun_is_run_by_this_interpreter(monkeypatch):
     commands = []
-    monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: commands.append(command) or SimpleNamespace(returncode=3))
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **kwargs: commands.append(command) or SimpleNamespace(wait=lambda: 3))
     with pytest.raises(SystemExit) as caught:
         compat._Subprocess(subprocess).run(["torchrun", "--nnodes=1", "tool.py"])
     assert (caught.value.code, commands) == (3, [[sys.executable, "-m", "xtuner_wulewule.launcher", "--nnodes=1", "tool.py"]])
@@ -219,7 +219,7 @@ CASES = {
     ("no-such-command",): "xtuner: error: there is no command 'no-such-command'; see xtuner help",
     ("convert",): NEEDS.format("convert", "pth_to_hf, merge, split"),
     ("preprocess", "nothing"): NEEDS.format("preprocess", "arxiv, refcoco"),
-    ("list-cfg", "NPROC_PER_NODE=two"): "xtuner: error: xtuner list-cfg could not be run, see the warning above",
+    ("list-cfg", "NPROC_PER_NODE=two"): "xtuner: error: NPROC_PER_NODE is 'two'; it must be a whole number from 1 on",
     (): None,
     ("help",): None,
     ("-v",): None,
@@ -235,7 +235,7 @@ def test_errors_of_xtuner_itself_have_a_status_and_asking_for_help_has_none(tmp_
 
 
 def test_negative_status_is_a_signal(monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: SimpleNamespace(returncode=-9))
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **kwargs: SimpleNamespace(wait=lambda: -9))
     with pytest.raises(SystemExit) as caught:
         compat._Subprocess(subprocess).run(["python", "tool.py"])
     assert caught.value.code == 137

@@ -204,7 +204,8 @@ def test_broken_data_ends_both_processes(data, tmp_path):
     (broken / "heishenghua_pretraining.jsonl").write_text('{"text": "石猴出世。"}\n{"text": ""}\n', encoding="utf-8")
     output = train("wulewule_pretrain_tiny", broken, tmp_path / "work", status=1, NPROC_PER_NODE="2")
     said = [line for line in output.splitlines() if "heishenghua_pretraining.jsonl:2: the text is empty" in line]
-    assert len(said) == 2 and "Traceback" not in "".join(said)
+    assert len(said) == 3 and "Traceback" not in output  # of both, and at last of the launcher
+    assert output.splitlines()[-1].startswith("xtuner-wulewule: error: ") and output.splitlines()[-1] == said[-1]
 
 
 SEQUENCE_PARALLEL = """

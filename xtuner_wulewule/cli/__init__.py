@@ -32,10 +32,12 @@ def main(argv=None):
     for module in (run, eval, report, chat, data, doctor, demo, path):
         module.add_parser(commands)
     try:
+        before = signal.signal(signal.SIGTERM, _end)
         try:
             args = parser.parse_args(argv)
             return args.run(args)
         finally:
+            signal.signal(signal.SIGTERM, before)
             print(end="", flush=True)  # here, not when the interpreter ends, where an error could not be caught
     except (WulewuleError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
@@ -48,9 +50,18 @@ def main(argv=None):
             error = WulewuleError(f"{error.strerror or error}{where}; WULEWULE_TRACEBACK=1 shows where")
         print(one_line(error), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("xtuner-wulewule: interrupted; give the same command again to go on", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        ended = isinstance(error, _Ended)
+        print(f"xtuner-wulewule: {'ended by SIGTERM' if ended else 'interrupted'}; give the same command again to go on", file=sys.stderr)
+        return 128 + (signal.SIGTERM if ended else signal.SIGINT)
+
+
+class _Ended(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def _end(number, frame):
+    raise _Ended
 
 
 def _reader_has_gone():
