@@ -174,14 +174,15 @@ def install_excepthook():
     """
     if getattr(sys.excepthook, "of_wulewule", False):
         return
+    # here, not in the hook: an import that evaluates text, as of a named tuple, makes Python forget that it is to end by SIGINT
+    from xtuner_wulewule import launcher
+
     previous = sys.excepthook
 
     def excepthook(kind, error, traceback):
         if issubclass(kind, KeyboardInterrupt) and not wants_traceback():
             if "TORCHELASTIC_RUN_ID" not in os.environ:  # else the launcher speaks
-                from xtuner_wulewule.launcher import go_on
-
-                print(f"xtuner-wulewule: interrupted{go_on(sys.argv[1:])}", file=sys.stderr)
+                print(f"xtuner-wulewule: interrupted{launcher.go_on(sys.argv[1:])}", file=sys.stderr)
             return
         found = find_wulewule_error(error) or explain_missing_config(error, traceback) or explain_world_size(error)
         found = found or explain_resume(error, sys.argv[1:])

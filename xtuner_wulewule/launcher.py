@@ -12,9 +12,12 @@ import runpy
 import shlex
 import signal
 import sys
+import time
 
 from xtuner_wulewule.errors import one_line, wants_traceback
+from xtuner_wulewule.recipe.results import checkpoint_to_resume
 
+BEGIN = time.time()  # of this process, before it trains or starts others that do
 GOES_ON_BY_ITSELF = "WULEWULE_GOES_ON"  # set by `wulewule run`, whose user has no --resume
 
 
@@ -68,10 +71,6 @@ def go_on(arguments, resumed=True):
         arguments (list[str]): of the training or its launcher.
         resumed (bool): whether a checkpoint that this run was resumed from serves, where it has saved none.
     """
-    from psutil import Process
-
-    from xtuner_wulewule.recipe.results import checkpoint_to_resume
-
     if os.environ.get(GOES_ON_BY_ITSELF):
         return "; the same command goes on from the last whole checkpoint"
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -85,7 +84,7 @@ def go_on(arguments, resumed=True):
     processes = int(given.nnodes) * int(given.nproc_per_node) if given.nnodes.isdigit() and given.nproc_per_node.isdigit() else 1
     checkpoint, _ = checkpoint_to_resume(given.work_dir, processes)
     # what lies there from an earlier training is not this one's
-    if checkpoint is None or (checkpoint.stat().st_mtime < Process().create_time() and not (resumed and given.resume)):
+    if checkpoint is None or (checkpoint.stat().st_mtime < BEGIN and not (resumed and given.resume)):
         return f"; it left no whole checkpoint in {given.work_dir}" if resumed else ""
     return f"; go on from the last whole checkpoint: add --resume {shlex.quote(str(checkpoint))}"
 
