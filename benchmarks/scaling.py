@@ -199,9 +199,6 @@ def together(run, wave):
         wave (list): as `waves` yields it.
     """
     started = []
-    if len(wave) == 1:
-        run(*wave[0], started)
-        return
     pool = ThreadPoolExecutor(len(wave))
     try:
         list(pool.map(lambda one: run(*one, started), wave))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 XTUNER = Path(sys.executable).parent / "xtuner"
@@ -48,3 +49,31 @@ def xtuner(*arguments, folder, timeout=240, **env):
 def last_line(text):
     """Return the last line of a text that isn't blank."""
     return text.strip().splitlines()[-1]
+
+
+def those_of(folder):
+    """Return the PIDs (set[int]) of the processes whose command line names a folder."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder).encode() in (process / "cmdline").read_bytes():
+                found.add(int(process.name))
+        except (ProcessLookupError, FileNotFoundError):  # it ended meanwhile
+            continue
+    return found
+
+
+def wait_for(condition, seconds, process=None, log=None):
+    """Wait until a condition holds; fail after some time, or where what is to bring it about has ended.
+
+    Args:
+        condition (callable): called without arguments.
+        seconds (float): how long to wait at most.
+        process (subprocess.Popen, optional): what is to bring it about.
+        log (pathlib.Path, optional): its output, whose end is shown where it has failed.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        running = process is None or process.poll() is None
+        assert running and time.monotonic() < end, log.read_text()[-3000:] if log else "waited in vain"
+        time.sleep(0.1)

@@ -5,11 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import zipfile
 
 import pytest
-from commands import environment, run
+from commands import environment, run, wait_for
 
 PROGRAM = """
 import os, signal, sys, time, zipfile
@@ -121,10 +120,7 @@ def test_launcher_that_is_told_to_end(number, tmp_path):
     launch = [sys.executable, "-m", "xtuner_wulewule.launcher", "--standalone", "--nproc_per_node=2", "program.py", "--work-dir", "my work"]
     process = subprocess.Popen(launch, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
     try:
-        end = time.monotonic() + 60
-        while not (tmp_path / "begun").exists():
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.1)
+        wait_for((tmp_path / "begun").exists, 60, process)
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
     finally:

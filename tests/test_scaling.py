@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from commands import wait_for
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "scaling.py"
 sys.path.insert(0, str(SCRIPT.parent))
@@ -81,10 +81,7 @@ def test_ctrl_c_ends_the_runs(names, tmp_path):
     command = [sys.executable, "-c", SLEEPERS.format(folder=str(SCRIPT.parent)), *names]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
-        end = time.monotonic() + 60
-        while not all((tmp_path / name).exists() for name in names):
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.1)
+        wait_for(lambda: all((tmp_path / name).exists() for name in names), 60, process)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) and "KeyboardInterrupt" in process.stderr.read()
     finally:

@@ -138,20 +138,20 @@ def explain_resume(error, arguments):
         error (BaseException): the exception.
         arguments (list[str]): of the training.
     """
-    resume = _value_of("--resume", arguments)
+    resume = value_of(arguments, "--resume")
     if resume is None:
         return None
     if isinstance(error, FileNotFoundError) and str(error).endswith("can not be found.") and os.path.isdir(resume):
         return SettingsError(f"--resume: {resume} is a checkpoint of DeepSpeed; add --deepspeed with the setting that saved it")
-    if isinstance(error, AssertionError) and os.path.isfile(resume) and _value_of("--deepspeed", arguments):
+    if isinstance(error, AssertionError) and os.path.isfile(resume) and value_of(arguments, "--deepspeed"):
         return SettingsError(f"--resume: {resume} was saved without DeepSpeed; go on without --deepspeed")
     return None
 
 
-def _value_of(option, arguments):
-    """Return the value (str) of an option, "" where it has none, None where it is not given."""
+def value_of(arguments, *names):
+    """Return the value (str) of an option, by any of its names, among arguments (list[str]): "" where it has none, None without it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(option, nargs="?", const="", dest="value")
+    parser.add_argument(*names, nargs="?", const="", dest="value")
     return parser.parse_known_args(arguments)[0].value
 
 

@@ -5,7 +5,6 @@
 Everything it does is torch's; arguments and exit status are the same.
 """
 
-import argparse
 import os
 import re
 import runpy
@@ -14,7 +13,7 @@ import signal
 import sys
 import time
 
-from xtuner_wulewule.errors import one_line, wants_traceback
+from xtuner_wulewule.errors import one_line, value_of, wants_traceback
 from xtuner_wulewule.recipe.results import checkpoint_to_resume
 
 BEGIN = time.time()  # of this process, before it trains or starts others that do
@@ -73,19 +72,15 @@ def go_on(arguments, resumed=True):
     """
     if os.environ.get(GOES_ON_BY_ITSELF):
         return "; the same command goes on from the last whole checkpoint"
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--work-dir")
-    parser.add_argument("--resume", nargs="?", const="")
-    parser.add_argument("--nnodes", default="1")
-    parser.add_argument("--nproc_per_node", "--nproc-per-node", default="1")
-    given = parser.parse_known_args(arguments)[0]
-    if given.work_dir is None:
+    work_dir, resume = value_of(arguments, "--work-dir"), value_of(arguments, "--resume")
+    if work_dir is None:
         return ""
-    processes = int(given.nnodes) * int(given.nproc_per_node) if given.nnodes.isdigit() and given.nproc_per_node.isdigit() else 1
-    checkpoint, _ = checkpoint_to_resume(given.work_dir, processes)
+    counts = [value_of(arguments, *names) or "1" for names in (("--nnodes",), ("--nproc_per_node", "--nproc-per-node"))]
+    processes = int(counts[0]) * int(counts[1]) if all(map(str.isdigit, counts)) else 1
+    checkpoint, _ = checkpoint_to_resume(work_dir, processes)
     # what lies there from an earlier training is not this one's
-    if checkpoint is None or (checkpoint.stat().st_mtime < BEGIN and not (resumed and given.resume)):
-        return f"; it left no whole checkpoint in {given.work_dir}" if resumed else ""
+    if checkpoint is None or (checkpoint.stat().st_mtime < BEGIN and not (resumed and resume)):
+        return f"; it left no whole checkpoint in {work_dir}" if resumed else ""
     return f"; go on from the last whole checkpoint: add --resume {shlex.quote(str(checkpoint))}"
 
 

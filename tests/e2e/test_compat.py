@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from commands import XTUNER, last_line, python, run
+from commands import XTUNER, last_line, python, run, wait_for
 from forks import ask
 
 from xtuner_wulewule import compat, errors
@@ -455,10 +455,3 @@ def test_ranks_of_a_killed_launcher(autoload, tmp_path):
         for rank in ranks:
             if Path(f"/proc/{rank}").is_dir():
                 os.kill(rank, signal.SIGKILL)
-
-
-def wait_for(condition, seconds):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)

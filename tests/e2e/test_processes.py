@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from commands import XTUNER, environment, python, xtuner
-from training import adam_steps, budget, conversation, deepspeed_steps, told, train, write_lines
+from commands import XTUNER, environment, python, those_of, wait_for, xtuner
+from training import adam_steps, budget, deepspeed_steps, told, train, write_conversations, write_lines
 from transformers import AutoTokenizer
 
 from xtuner_wulewule import paths
@@ -108,10 +107,7 @@ def test_two_processes_train_what_one_trains(arguments, updates, tmp_path):
 @pytest.mark.parametrize("devices", DEVICES)
 def test_tuning_on_one_two_and_four_processes(devices, tmp_path):
     """Rows of unequal lengths, one a process and iteration: four accumulated by one process, two by two, none by four."""
-    (tmp_path / "data").mkdir()
-    rows = [conversation((f"第{number}问？", "山高路远，" * (1 + number % 5))) for number in range(16)]
-    write_lines(tmp_path / "data" / "self_cognition_100.jsonl", rows[:8])
-    write_lines(tmp_path / "data" / "huixiangdou_conversations.jsonl", rows[8:])
+    write_conversations(tmp_path / "data")
     (tmp_path / "record.py").write_text(RECORD)
     assert xtuner("copy-cfg", "wulewule_sft_tiny", tmp_path, folder=tmp_path).returncode == 0
     config = tmp_path / "wulewule_sft_tiny_copy.py"
@@ -138,13 +134,12 @@ def test_tuning_on_one_two_and_four_processes(devices, tmp_path):
 def ranks_of(work_dir):
     """The PIDs of the processes that train into a folder, {rank: pid}."""
     found = {}
-    for process in Path("/proc").glob("[0-9]*"):
+    for pid in those_of(work_dir):
         try:
-            if str(work_dir).encode() in (process / "cmdline").read_bytes():
-                pairs = (process / "environ").read_bytes().split(b"\0")
-                found |= {int(pair[5:]): int(process.name) for pair in pairs if pair.startswith(b"RANK=")}
-        except (ProcessLookupError, FileNotFoundError, PermissionError):  # it ended meanwhile
+            pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except (ProcessLookupError, FileNotFoundError):  # it ended meanwhile
             continue
+        found |= {int(pair[5:]): pid for pair in pairs if pair.startswith(b"RANK=")}
     return found
 
 
@@ -152,10 +147,7 @@ def ranks_of(work_dir):
 @pytest.mark.parametrize("arguments", [(), ("--deepspeed", "deepspeed_zero1_fp32")], ids=["ddp", "deepspeed"])
 def test_killed_process_ends_the_others_and_the_run_goes_on(arguments, devices, tmp_path):
     """One of two is killed in the middle: all end with a line that says how to go on, which two do, and one where that is possible."""
-    (tmp_path / "data").mkdir()
-    rows = [conversation((f"第{number}问？", "山高路远，" * (1 + number % 5))) for number in range(16)]
-    write_lines(tmp_path / "data" / "self_cognition_100.jsonl", rows[:8])
-    write_lines(tmp_path / "data" / "huixiangdou_conversations.jsonl", rows[8:])
+    write_conversations(tmp_path / "data")
     work_dir = tmp_path / "work"
     options = ["train_dataloader.batch_size=1", "default_hooks.checkpoint.interval=8", "default_hooks.logger.interval=1"]
     command = [XTUNER, "train", "wulewule_sft_tiny", "--work-dir", work_dir, "--seed", 0, *arguments, "--cfg-options", *options]
@@ -165,10 +157,7 @@ def test_killed_process_ends_the_others_and_the_run_goes_on(arguments, devices, 
         two = environment(NPROC_PER_NODE="2", WULEWULE_DATA_DIR=str(tmp_path / "data"), **env)
         process = subprocess.Popen(whole, cwd=tmp_path, env=two, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            end = time.monotonic() + 240
-            while not (work_dir / "last_checkpoint").is_file():
-                assert process.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()[-3000:]
-                time.sleep(0.2)
+            wait_for((work_dir / "last_checkpoint").is_file, 240, process, tmp_path / "log")
             ranks = ranks_of(work_dir)
             assert set(ranks) == {0, 1}
             os.kill(ranks[1], signal.SIGKILL)

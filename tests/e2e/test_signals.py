@@ -3,33 +3,17 @@
 import os
 import signal
 import subprocess
-import time
-from pathlib import Path
 
 import pytest
-from commands import WULEWULE, XTUNER, environment
-from training import conversation, train, write_lines
+from commands import WULEWULE, XTUNER, environment, those_of, wait_for
+from training import train, write_conversations
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    rows = [conversation((f"第{number}问？", "山高路远，" * (1 + number % 5))) for number in range(16)]
-    write_lines(folder / "self_cognition_100.jsonl", rows[:8])
-    write_lines(folder / "huixiangdou_conversations.jsonl", rows[8:])
+    write_conversations(folder)
     return folder
-
-
-def those_of(folder):
-    """The PIDs of the processes whose command line names a folder (set)."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(folder).encode() in (process / "cmdline").read_bytes():
-                found.add(int(process.name))
-        except (ProcessLookupError, FileNotFoundError):
-            continue
-    return found
 
 
 def signalled(command, number, to_group, until, folder, **env):
@@ -40,15 +24,10 @@ def signalled(command, number, to_group, until, folder, **env):
             arguments, cwd=folder, env=environment(**env), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            end = time.monotonic() + 240
-            while not until():
-                assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text()[-3000:]
-                time.sleep(0.1)
+            wait_for(until, 240, process, folder / "log")
             (os.killpg if to_group else os.kill)(process.pid, number)
             status = process.wait(60)
-            while those_of(folder) and time.monotonic() < end:  # the child says its word when its parent has gone
-                time.sleep(0.1)
-            assert not those_of(folder)
+            wait_for(lambda: not those_of(folder), 240)  # the child says its word when its parent has gone
         finally:
             for pid in those_of(folder):
                 os.kill(pid, signal.SIGKILL)

@@ -18,6 +18,14 @@ def conversation(*turns):
     return {"conversation": [{"input": question, "output": answer} for question, answer in turns]}
 
 
+def write_conversations(folder):
+    """Write sixteen conversations of unequal lengths, eight into each of the two files of the tuning; make the folder."""
+    folder.mkdir(exist_ok=True)
+    rows = [conversation((f"第{number}问？", "山高路远，" * (1 + number % 5))) for number in range(16)]
+    write_lines(folder / "self_cognition_100.jsonl", rows[:8])
+    write_lines(folder / "huixiangdou_conversations.jsonl", rows[8:])
+
+
 def train(name, data, work_dir, *options, status=0, arguments=(), **env):
     """Run `xtuner train NAME` on the data; return its whole output."""
     command = ["train", name, "--work-dir", work_dir, "--seed", 0, *arguments]
