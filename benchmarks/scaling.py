@@ -4,6 +4,7 @@
     python benchmarks/scaling.py
     python benchmarks/scaling.py --size 1_8b --gpus 1,2 --only 1_8b-ddp,1_8b-zero1 --out two.json
     python benchmarks/scaling.py --side-by-side --gpus 1,2,4    # four runs of one GPU at a time, two of two
+    python benchmarks/scaling.py --gpus 1,2,4 --out two.json --add    # what two.json lacks
     python benchmarks/scaling.py --size tiny --gpus 1,2,4 --out tiny.json    # on a CPU, to see that it works
 
 Weak scaling gives every GPU 16 rows of 2048 tokens an update; strong scaling divides 16 rows among all. Each run is the command of a user,
@@ -25,8 +26,9 @@ over the iterations of an update, the median of `--steps` after the warm-up. Eff
 `peak_gib` is the highest `memory` of that log (torch.cuda.max_memory_allocated of rank 0). Communication is what `communication_hook.py`
 says of one more update: share of its time in which a kernel of NCCL runs, and (exposed) in which nothing else does.
 
-Results: FILE.json, and beside it a table (.md) and a plot (.png), written after each run. A run that fails is reported, the others go on,
-and the exit status is 1. Without a GPU only `--size tiny` runs, on gloo; processes then share the cores: its efficiency means nothing.
+Results: FILE.json, and beside it a table (.md) and a plot (.png), written after each run. With `--add` the runs that FILE.json has are kept
+and left out, and the others join them: only where device, versions and settings are the same. A run that fails is reported, the others go
+on, and the exit status is 1. Without a GPU only `--size tiny` runs, on gloo; processes then share the cores: its efficiency means nothing.
 """
 
 import argparse
@@ -248,6 +250,11 @@ def with_efficiency(rows):
     return found
 
 
+def place_of(row):
+    """Return the place of a row (dict) among the others (tuple): as `runs_of` has them."""
+    return list(SIZES).index(row["size"]), PARALLEL.index(row["parallel"]), ("one", "weak", "strong").index(row["scaling"]), row["gpus"]
+
+
 def table(rows):
     """Return the results as Markdown (str)."""
     head = [
@@ -355,7 +362,9 @@ def parsed():
         "--scratch", type=Path, default=default, metavar="DIR", help=f"for models and data, kept: 4 GB 1_8b, 16 GB 7b ({default})"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where the results go (benchmarks/results/scaling_DEVICE.json)")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    there = parser.add_mutually_exclusive_group()
+    there.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    there.add_argument("--add", action="store_true", help="keep them, and run what they lack")
     args = parser.parse_args()
     args.size = args.size.split(",")
     unknown = [size for size in args.size if size not in SIZES]
@@ -445,6 +454,29 @@ def end_of(log, name, error):
     return lines[-100:]
 
 
+def earlier(target, result):
+    """Return the rows (list[dict]) of results to which others are added; end the program where those would not be comparable.
+
+    Args:
+        target (pathlib.Path): the results; where there are none, no rows.
+        result (dict): of this run: device, versions and settings are compared.
+    """
+    if not target.exists():
+        return []
+    try:
+        found = json.loads(target.read_text(encoding="utf-8"))
+        rows, theirs = found["rows"], {key: found[key] for key in ("device", "versions", "settings")}
+    except (ValueError, KeyError, TypeError) as error:
+        sys.exit(f"{target} holds no results of this program ({type(error).__name__}: {error}): name another file with --out")
+    ours = json.loads(json.dumps({key: result[key] for key in theirs}))
+    for one in (ours, theirs):
+        one["settings"] = {key: value for key, value in one["settings"].items() if key != "shapes"}  # each row has its size
+    other = [key for key in theirs if theirs[key] != ours[key]]
+    if other:
+        sys.exit(f"{target} cannot be added to: its {other[0]} is {theirs[other[0]]}, not {ours[other[0]]}; name another file with --out")
+    return rows
+
+
 def benchmark(args, only, folder):
     """Run everything and return the exit status (int)."""
     names, rates = devices_seen()
@@ -459,9 +491,10 @@ def benchmark(args, only, folder):
     if not picked:
         sys.exit(f"nothing to run: torch sees {len(names)} GPUs, and --gpus and --only ask for others")
     device = names[0] if names else "cpu"
+    args.overwrite = args.overwrite or args.add
     target = target_of(args, "scaling", device, (".md", ".png"))
     scratch, models, data = args.scratch.resolve(), {}, {}
-    answers, failed = [], []
+    failed = []
     result = dict(
         device=device,
         devices=len(names),
@@ -476,6 +509,13 @@ def benchmark(args, only, folder):
             shapes={size: SIZES[size] for size in args.size},
         ),
     )
+    answers = earlier(target, result) if args.add else []
+    result["settings"]["shapes"].update({row["size"]: SIZES[row["size"]] for row in answers})
+    for row in answers:
+        picked.pop(row["name"], None)
+    if not picked:
+        say(f"nothing to add: {target} has all that is asked for")
+        return 0
 
     def run_one(name, cards, started):
         settings, home = picked[name], folder / name
@@ -506,8 +546,7 @@ def benchmark(args, only, folder):
             data[size] = folder / "data" / size
             write_data(data[size], (WARMUP + args.steps + PROFILED) * ROWS * max(gpus), SIZES[size]["tokens"])
         together(run_one, wave)
-        order = list(known)
-        result["rows"] = with_efficiency(sorted(answers, key=lambda row: order.index(row["name"])))
+        result["rows"] = with_efficiency(sorted(answers, key=place_of))
         result["failed"] = failed
         write_all(result, target)  # after each wave: what was measured is there, whatever ends the program
     print(table(result["rows"]), end="")

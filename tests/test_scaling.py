@@ -113,7 +113,9 @@ def test_wrong_options_are_told_in_one_line(tmp_path):
 def test_one_and_two_processes_on_a_cpu(tmp_path):
     out = tmp_path / "out" / "two.json"
     options = ("--size", "tiny", "--gpus", "1,2", "--steps", 1, "--scratch", tmp_path / "scratch", "--out", out)
-    result = run(*options, "--only", "tiny-ddp-g1,tiny-ddp-strong-g2,tiny-zero1-weak")
+    assert run(*options, "--only", "tiny-ddp-g1,tiny-zero1-weak").returncode == 0
+    result = run(*options, "--only", "tiny-ddp-g1,tiny-ddp-strong-g2", "--add")
+    assert "tiny-ddp-g1" not in result.stderr  # it is there
     assert result.returncode == 0, result.stderr + str([failed["log"] for failed in json.loads(out.read_text())["failed"]])
     one, two, weak = json.loads(out.read_text())["rows"]
     assert (one["name"], two["name"], weak["name"]) == ("tiny-ddp-g1", "tiny-ddp-strong-g2", "tiny-zero1-weak-g2")
@@ -138,3 +140,47 @@ def test_one_and_two_processes_on_a_cpu(tmp_path):
     assert failed["name"] == "tiny-ddp-strong-g2"
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not [line for line in commands if str(tmp_path).encode() in line and b"wulewule_sft_tiny" in line]
+
+
+@pytest.fixture
+def results(tmp_path):
+    """What the program wrote on a CPU earlier, but for the figures."""
+    settings = dict(rows=scaling.ROWS, steps=8, warmup=scaling.WARMUP, rows_at_a_time=4, side_by_side=False, shapes={})
+    rows = [dict(name="tiny-ddp-g1", size="tiny", parallel="ddp", scaling="one", gpus=1, tok_s=7)]
+    file = tmp_path / "earlier.json"
+    file.write_text(json.dumps(dict(device="cpu", versions=scaling.train_speed.versions(), settings=settings, rows=rows)))
+    return file
+
+
+def test_what_is_there_is_not_run_again(results):
+    before = results.read_bytes()
+    found = run("--size", "tiny", "--only", "tiny-ddp-g1", "--add", "--out", results)
+    assert (found.returncode, found.stdout) == (0, "") and found.stderr.startswith("nothing to add: "), found
+    assert results.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda found: found["versions"].update(torch="1.0"), "its versions is"),
+        (lambda found: found["settings"].update(steps=2), "its settings is"),
+        (lambda found: found.update(device="NVIDIA A100"), "its device is NVIDIA A100, not cpu"),
+        (lambda found: found.pop("rows"), "holds no results of this program (KeyError: 'rows')"),
+    ],
+)
+def test_results_of_something_else_are_not_added_to(results, change, message):
+    content = json.loads(results.read_text())
+    change(content)
+    results.write_text(json.dumps(content))
+    before = results.read_bytes()
+    found = run("--size", "tiny", "--only", "tiny-zero1-g1", "--add", "--out", results)
+    assert found.returncode == 1 and message in found.stderr and len(found.stderr.splitlines()) == 1
+    assert "name another file with --out" in found.stderr and results.read_bytes() == before
+
+
+def test_rows_are_in_the_order_of_the_list():
+    runs = scaling.runs_of(list(scaling.SIZES), [1, 2, 4], rows_at_a_time=4)
+    rows = [dict(one, name=name) for name, one in runs.items()]
+    expected = sorted(rows, key=lambda row: (row["size"] != "1_8b", row["size"] != "7b", scaling.PARALLEL.index(row["parallel"])))
+    assert [row["size"] for row in sorted(rows[::-1], key=scaling.place_of)] == [row["size"] for row in expected]
+    assert [row["gpus"] for row in sorted(rows[::-1], key=scaling.place_of)][:5] == [1, 2, 4, 2, 4]
