@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fused_models import MODELS, SIZES, batch, grads, lora, tune
+from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from xtuner.model import SupervisedFinetune
 
@@ -13,6 +14,7 @@ from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.model import finetune
 from xtuner_wulewule.model.fused import math, shapes
 from xtuner_wulewule.model.fused.decoder import Decoder
+from xtuner_wulewule.model.fused.linear import Branch, Linears
 from xtuner_wulewule.model.fused.step import CHUNK, IGNORED, LENGTHS, OPTIMIZER_BYTES, RESERVE, Batch, FusedStep
 
 
@@ -391,3 +393,41 @@ def test_memory_that_runs_out_is_first_taken_from_what_saves_time(monkeypatch):
     assert all(linears.beside is None and not linears.keep for linears in step.decoder.linears)
     step._step_down(1024)
     assert step.tokens == 4096
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-9], ids=["plain", "dropout"])  # the latter drops nothing, but takes the way of dropout
+@pytest.mark.parametrize("adapted", [(0, 1, 2), (0, 2)], ids=["all", "some"])
+@pytest.mark.parametrize("bias", [False, True], ids=["without", "bias"])
+def test_a_small_adapter_counts_in_bf16(rate, adapted, bias):
+    """In the first updates B A is smaller than a step of bf16 at the weight, and its product at the output: neither may round it away."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(256, 96, bias=bias, dtype=torch.bfloat16).requires_grad_(False) for _ in range(3)]
+    adapter = lora(r=16, lora_alpha=32, lora_dropout=rate, task_type=None, target_modules=[str(place) for place in adapted])
+    layers = list(get_peft_model(torch.nn.Sequential(*layers), adapter).base_model.model)
+    for place in adapted:
+        layers[place].lora_B["default"].weight.data.normal_(0, 5e-5)
+    linears = Linears(layers, torch.bfloat16, 16, rate)
+    x = torch.randn(512, 256, dtype=torch.bfloat16)
+    for kept, trained, factor in linears.adapters_now():
+        kept.copy_(trained * factor)
+    linears.make_resident()
+    linears.begin_step()
+    found = linears.forward(x, Branch(), math.Kernels(compiled=False)).float().split(96, 1)
+    for place in adapted:
+        base = layers[place].base_layer
+        frozen = torch.nn.functional.linear(x.float(), base.weight.float(), None if base.bias is None else base.bias.float())
+        a, b = layers[place].lora_A["default"].weight.detach(), layers[place].lora_B["default"].weight.detach()
+        expected = 2 * x.float() @ a.t() @ b.t()
+        share = float(((found[place] - frozen) * expected).sum() / expected.square().sum())
+        assert abs(share - 1) < 0.15, share
+
+
+def test_a_small_adapter_counts_within_swiglu():
+    torch.manual_seed(0)
+    wide = torch.randn(512, 256).bfloat16()
+    outer, b = torch.randn(512, 32).bfloat16(), (torch.randn(256, 16) * 1e-4).bfloat16()
+    both = [one.float() @ two.float().t() for one, two in zip(outer.chunk(2, 1), b.chunk(2), strict=True)]
+    expected = torch.cat(both, 1)
+    found = math._adapted(wide, outer, b).float() - wide.float()
+    share = float((found * expected).sum() / expected.square().sum())
+    assert abs(share - 1) < 0.02

@@ -29,11 +29,15 @@ arguments = x, outer, torch.randn(2 * rank, width), masks, p
 same(kernels.add_dropped_product(*arguments), math.add_dropped_product(*arguments))
 part = torch.randn(tokens, width + 2 * rank)[:, :width]  # as a product with more columns leaves it
 same(kernels.add_dropped_product(part, *arguments[1:]), math.add_dropped_product(part, *arguments[1:]))
-arguments = wide, outer, b, mask, a, p
-for found, expected in zip(kernels.swiglu_project(*arguments), math.swiglu_project(*arguments)):
-    same(found, expected)
-for first, one, rate in ((x, mask, p), (part, mask, p), (x, None, 0.0), (part, None, 0.0)):
-    arguments = first, wide, outer, b, one, a, inner, rate
+for one, rate in ((mask, p), (None, 0.0)):
+    arguments = wide, outer, b, one, a, rate
+    for found, expected in zip(kernels.swiglu_project(*arguments), math.swiglu_project(*arguments)):
+        same(found, expected)
+for first, second, one, rate in (
+    *((first, b, mask, p) for first in (x, part)),
+    *((first, second, None, 0.0) for first in (x, part) for second in (b, None)),
+):
+    arguments = first, wide, outer, second, one, a, inner, rate
     for found, expected in zip(kernels.swiglu_backward(*arguments), math.swiglu_backward(*arguments)):
         same(found, expected)
 # inputs of other strides, as parts of larger products

@@ -70,7 +70,7 @@ class Layer:
         if self.down.merged:
             return self.kernels.swiglu(saved.wide)
         branch, down = saved.down, self.down
-        branch.masks = self.kernels.draw_masks(saved.wide[:, : down.width], 1, self.rate)
+        branch.masks = self.kernels.draw_masks(saved.wide[:, : down.width], 1, self.rate) if self.rate else None
         act, branch.inner = self.kernels.swiglu_project(saved.wide, saved.up.inner, self.up.b, branch.masks, down.a, self.rate)
         return act
 
@@ -110,9 +110,10 @@ class Layer:
 
     def _feed_backward(self, grad, saved):
         up, down, branch = self.up, self.down, saved.down
-        of_inner, of_act = down.input_gradients(grad)
+        of_inner, of_act = down.input_gradients(grad, apart=True)
         down.add_gradient_of_b(grad, branch.inner)
-        of_wide, sums = self.kernels.swiglu_backward(of_act, saved.wide, saved.up.inner, up.b, branch.masks, down.a, of_inner, self.rate)
+        b = None if up.merged else up.b
+        of_wide, sums = self.kernels.swiglu_backward(of_act, saved.wide, saved.up.inner, b, branch.masks, down.a, of_inner, self.rate)
         saved.wide = saved.up.inner = None  # the latter may be a part of the former
         for total, part in zip((down.grad_a, *up.grad_b), sums, strict=True):
             total += part
@@ -225,18 +226,25 @@ class Decoder:
         """Take more memory for time from now on, or no longer: only where the weights are resident and nothing is computed again."""
         self.roomy = roomy
         for layer in self.layers:
-            for linears in (layer.qkv, layer.up, layer.down):  # not `o`: attention's backward wants its gradient in one piece
+            for linears in self._roomy(layer):
                 if self.resident:
                     linears.make_resident(beside=roomy)
             for linears in (layer.qkv, layer.o, layer.up):  # SwiGLU's kernels drop what `down` takes
                 linears.keep = roomy
 
+    def _roomy(self, layer):
+        """Return the linear layers of a layer that get B beside their weights.
+
+        Not `o`: attention's backward wants its gradient in one piece. Without dropout only where a kernel adds the adapters' share.
+        """
+        return (layer.qkv, layer.up, layer.down) if layer.rate or layer.down.merged else (layer.down,)
+
     def roomy_bytes(self):
         """Return the bytes (int) that `make_roomy` takes, and those that a token then takes besides `token_bytes`."""
         half, whole, token = self.dtype.itemsize, 0, 0
         for layer in self.layers:
-            whole += sum(half * linears.height * len(linears.a) for linears in (layer.qkv, layer.up, layer.down))
-            dropped = [linears for linears in (layer.qkv, layer.o, layer.up) if not linears.merged]
+            whole += sum(half * linears.height * len(linears.a) for linears in self._roomy(layer))
+            dropped = [linears for linears in (layer.qkv, layer.o, layer.up) if linears.rate]
             token += sum(half * linears.width * len(linears.ranks) for linears in dropped)
         return whole, token
 
@@ -245,7 +253,7 @@ class Decoder:
         half, full = self.dtype.itemsize, self.residual.itemsize
         kept = most = 0
         for layer in self.layers:
-            dropped = [linears for linears in layer.linears if not linears.merged]
+            dropped = [linears for linears in layer.linears if linears.rate]
             attention = half * (sum(layer.qkv.outs) + layer.o.width + layer.qkv.width + layer.o.outs[0]) + 4 * layer.heads[0] + 8
             wide = half * sum(layer.up.outs)
             kept += sum(half * len(linears.a) for linears in layer.linears) + sum(

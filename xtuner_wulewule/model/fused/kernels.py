@@ -93,6 +93,7 @@ def _swiglu_project(
     SPAN: tl.constexpr,
     WIDTH: tl.constexpr,
     RANK: tl.constexpr,
+    DROPPED: tl.constexpr,
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -110,7 +111,8 @@ def _swiglu_project(
         up += tl.dot(at_up, tl.trans(tl.load(weight + WIDTH * RANK)), input_precision="ieee")
         value = (gate * tl.sigmoid(gate) * up).to(act.dtype.element_ty)
         tl.store(act + token[:, None] * WIDTH + channel[None, :], value)
-        value = tl.where(_kept(mask, token, channel, WIDTH), value, 0.0)
+        if DROPPED:
+            value = tl.where(_kept(mask, token, channel, WIDTH), value, 0.0)
         total = tl.dot(value, tl.trans(tl.load(a + rank[:, None] * WIDTH + channel[None, :])), total, input_precision="ieee")
     tl.store(inner + (tl.program_id(1) * tokens + token[:, None]) * RANK + rank[None, :], total * scale)
 
@@ -134,13 +136,14 @@ def _swiglu_backward(
     SPAN: tl.constexpr,
     WIDTH: tl.constexpr,
     RANK: tl.constexpr,
+    ADAPTED: tl.constexpr,
     DROPPED: tl.constexpr,
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     rank = tl.arange(0, RANK)
-    if DROPPED:
+    if ADAPTED:
         weight = b + channel[:, None] * RANK + rank[None, :]
         b_gate, b_up = tl.trans(tl.load(weight)), tl.trans(tl.load(weight + WIDTH * RANK))
         down = tl.load(a + rank[:, None] * WIDTH + channel[None, :])
@@ -156,11 +159,14 @@ def _swiglu_backward(
         at_gate = tl.load(outer + token[:, None] * outer_stride + rank[None, :])
         at_up = tl.load(outer + token[:, None] * outer_stride + RANK + rank[None, :])
         back = tl.load(of_inner + token[:, None] * inner_stride + rank[None, :])
-        if DROPPED:
-            kept = _kept(mask, token, channel, WIDTH)
+        if ADAPTED:
             gate += tl.dot(at_gate, b_gate, input_precision="ieee")
             up += tl.dot(at_up, b_up, input_precision="ieee")
-            grad += tl.where(kept, tl.dot(back, down, input_precision="ieee") * scale, 0.0)
+            share = tl.dot(back, down, input_precision="ieee") * scale
+            if DROPPED:
+                kept = _kept(mask, token, channel, WIDTH)
+                share = tl.where(kept, share, 0.0)
+            grad += share
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
         of_gate = (grad * up * (sigmoid + silu * (1 - sigmoid))).to(of_wide.dtype.element_ty)
@@ -267,7 +273,7 @@ def swiglu_project(wide, outer, b, mask, a, p):
     channels = 2 * CHANNELS if width % (2 * CHANNELS) == 0 else CHANNELS
     parts = _parts(width, channels, 4)
     inner = torch.empty(parts, tokens, rank, device=wide.device)
-    shape = dict(SPAN=width // parts, WIDTH=width, RANK=rank, TOKENS=TOKENS, CHANNELS=channels)
+    shape = dict(SPAN=width // parts, WIDTH=width, RANK=rank, DROPPED=mask is not None, TOKENS=TOKENS, CHANNELS=channels)
     _swiglu_project[(tokens // TOKENS, parts)](
         wide, wide.stride(0), outer, b, mask, a, act, inner, 1 / (1 - p), tokens, **shape, num_stages=2
     )
@@ -276,14 +282,14 @@ def swiglu_project(wide, outer, b, mask, a, p):
 
 def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
     """As `math.swiglu_backward`."""
-    (tokens, width), rank, dropped = of_act.shape, len(a), mask is not None
+    (tokens, width), rank, adapted, dropped = of_act.shape, len(a), b is not None, mask is not None
     parts = _parts(tokens, TOKENS, 8)
     of_wide = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
     grads = torch.empty(parts, 3, rank, width, device=wide.device)
     # the fastest of a dozen on an H100
-    large = dropped or (tokens > MANY and wide.dtype != torch.float32)  # in fp32 it would not fit the shared memory
-    block, stages = TOKENS if large else TOKENS // 2, 2 if dropped else 3
-    shape = dict(SPAN=tokens // parts, WIDTH=width, RANK=rank, DROPPED=dropped, TOKENS=block, CHANNELS=CHANNELS)
+    large = adapted or (tokens > MANY and wide.dtype != torch.float32)  # in fp32 it would not fit the shared memory
+    block, stages = TOKENS if large else TOKENS // 2, 2 if adapted else 3
+    shape = dict(SPAN=tokens // parts, WIDTH=width, RANK=rank, ADAPTED=adapted, DROPPED=dropped, TOKENS=block, CHANNELS=CHANNELS)
     grid = width // CHANNELS, parts
     _swiglu_backward[grid](
         *(of_act, of_act.stride(0), wide, wide.stride(0), outer, outer.stride(0), b, mask, a, of_inner, of_inner.stride(0)),

@@ -7,7 +7,7 @@ class Branch:
     """What the adapters of `Linears` leave for the backward.
 
     Attributes:
-        masks (torch.Tensor | None): of their dropout, as of `math.draw_masks`; None where there is none.
+        masks (torch.Tensor | None): of their dropout, as of `math.draw_masks`; None without dropout.
         inner (torch.Tensor | None): A x of all of them side by side (T, adapters * rank).
         dropped (torch.Tensor | None): x with each of the masks (adapters, T, width), where memory is traded for time.
     """
@@ -30,7 +30,8 @@ class Linears:
         parameters (list[torch.nn.Parameter]): A and B of each layer that has them.
         a (torch.Tensor): A of the adapters, one below the other (adapters * rank, width).
         b (torch.Tensor): their B, scaled (sum of outs with an adapter, rank).
-        merged (bool): whether the weights hold B A: where there is no dropout.
+        merged (bool): whether the weights hold B A: in fp32 and without dropout. In bf16 the B A of the first updates is less than half a
+            step between two numbers, and rounding would leave the weights as they were (docs/decisions.md).
         beside (torch.Tensor | None): the resident weights with the B of all adapters right of them (sum of outs, width + adapters *
             rank): one product then gives both gradients of the backward, that of x and that of A x.
         keep (bool): keep `Branch.dropped` for the backward.
@@ -54,7 +55,7 @@ class Linears:
         self.b = torch.zeros(sum(self.outs[number] for number in adapted), rank, dtype=dtype, device=self.device)
         self.b_parts = self.b.split([self.outs[number] for number in adapted]) if adapted else ()
         self.grad_a, self.grad_b = None, []
-        self.merged = rate == 0.0
+        self.merged = rate == 0.0 and dtype == torch.float32
         self.resident = self.beside = None
         self.keep = False
         self.height = sum(self.outs) + self.merged * len(self.a)
@@ -173,18 +174,19 @@ class Linears:
         if self.merged or not self.ranks:
             return self._forward_merged(x, branch, apart)
         if branch.inner is None:
-            branch.masks = kernels.draw_masks(x, len(self.ranks), self.rate)
+            branch.masks = kernels.draw_masks(x, len(self.ranks), self.rate) if self.rate else None
             branch.inner = self._project(x, branch, kernels)
-        if len(self.rows) == len(self.outs) and self.bias is None and not apart:
+        if apart:
+            y = x @ self.weight().t()
+        else:
+            # the large product adds the adapters' as it writes: a rounded sum would often be what it was without so little
             y = torch.empty(len(x), sum(self.outs), dtype=self.dtype, device=self.device)
+            if len(self.rows) < len(self.outs):
+                y.zero_()
             for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
                 torch.mm(branch.inner[:, rank], b.t(), out=y[:, rows])
-            return y.addmm_(x, self.weight().t())  # the large product adds them as it writes
-        y = x @ self.weight().t() if self.bias is None else torch.addmm(self.bias, x, self.weight().t())
-        for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
-            if not apart:
-                y[:, rows].addmm_(branch.inner[:, rank], b.t())
-        return y
+            y.addmm_(x, self.weight().t())
+        return y if self.bias is None else y.add_(self.bias)
 
     def _forward_merged(self, x, branch, apart):
         both = x @ self._weight().t()
@@ -198,6 +200,8 @@ class Linears:
         return y
 
     def _project(self, x, branch, kernels):
+        if branch.masks is None:
+            return x @ self.a.t()
         inner = torch.empty(len(x), len(self.a), dtype=self.dtype, device=self.device)
         dropped = kernels.drop(x, branch.masks, self.rate)
         branch.dropped = dropped if self.keep else None
@@ -214,15 +218,22 @@ class Linears:
             torch.mm(grad[:, rows], b, out=inner[:, rank])
         return inner
 
-    def input_gradients(self, grad):
-        """Return what `inner_gradient` returns, and the gradient of x (T, width) without the share of adapters that are not merged.
+    def input_gradients(self, grad, apart=False):
+        """Return what `inner_gradient` returns, and the gradient of x (T, width), for `add_adapters` to complete.
 
-        Both are parts of one tensor where B is beside the weights.
+        Both may be parts of one tensor.
+
+        Args:
+            grad (torch.Tensor): that of the outputs (T, sum of outs).
+            apart (bool): leave the share of adapters to the caller where they are not merged, without dropout, too.
         """
-        if self.beside is None:
-            return self.inner_gradient(grad), grad @ self.weight()
-        both = grad @ self.beside
-        return both[:, self.width :], both[:, : self.width]
+        if self.beside is not None:
+            both = grad @ self.beside
+            return both[:, self.width :], both[:, : self.width]
+        of_inner = self.inner_gradient(grad)
+        if self.merged or self.rate or apart or not self.ranks:
+            return of_inner, grad @ self.weight()
+        return of_inner, (of_inner @ self.a).addmm_(grad, self.weight())
 
     def add_adapters(self, of_x, of_inner, masks, kernels):
         """Return the gradient of x (T, width).

@@ -42,24 +42,26 @@ def swiglu_project(wide, outer, b, mask, a, p):
         wide (torch.Tensor): gate and up without LoRA (T, 2 * channels).
         outer (torch.Tensor): A x of both adapters (T, 2 * rank), with their dropout.
         b (torch.Tensor): B of both (2 * channels, rank).
-        mask (torch.Tensor): of the next adapter's dropout, as `draw_masks` drew it (1, T / 8, channels).
+        mask (torch.Tensor | None): of the next adapter's dropout, as `draw_masks` drew it (1, T / 8, channels); None without dropout.
         a (torch.Tensor): A of the next adapter (rank, channels).
         p (float): rate of the dropout.
     """
-    act = swiglu(_adapted(wide, outer, b))
-    return act, drop(act, mask, p)[0] @ a.t()
+    act = swiglu(_adapted(wide, outer, b)).to(wide.dtype)
+    return act, (act if mask is None else drop(act, mask, p)[0]) @ a.t()
 
 
 def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
     """Return the gradient of `wide`, and those of A of the next adapter and of B of both, transposed (3, rank, channels), in fp32.
 
-    Args: as of `swiglu_project`, without a mask where the adapters are merged into the weights, and
-        of_act (torch.Tensor): the gradient of SwiGLU's result (T, channels), the adapter's share left out where there is a mask.
+    Args: as of `swiglu_project`, with None as b where the adapters are merged into the weights, and
+        of_act (torch.Tensor): the gradient of SwiGLU's result (T, channels), the adapter's share left out where there is a b.
         of_inner (torch.Tensor): that of what the next adapter took (T, rank).
     """
-    if mask is not None:
-        wide, of_act = _adapted(wide, outer, b), add_dropped_product(of_act, of_inner, a, mask, p)
-    (gate, up), grad = wide.float().chunk(2, -1), of_act.float()
+    adapted, grad = wide.float(), of_act.float()
+    if b is not None:
+        adapted, share = _adapted(wide, outer, b), (of_inner @ a)
+        grad = grad + (share if mask is None else drop(share, mask, p)[0]).float()
+    gate, up = adapted.chunk(2, -1)
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
     of_gate, of_up = (grad * up * (sigmoid + silu * (1 - sigmoid))).to(wide.dtype), (grad * silu).to(wide.dtype)
@@ -71,8 +73,9 @@ def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
 
 
 def _adapted(wide, outer, b):
+    """Return gate and up with LoRA (T, 2 * channels), in fp32: rounded to bf16, the sum would often be what it was without LoRA."""
     both = [inner @ part.t() for inner, part in zip(outer.chunk(2, -1), b.chunk(2), strict=True)]
-    return wide + torch.cat(both, -1)
+    return wide.float() + torch.cat(both, -1).float()
 
 
 def _turned(x):
