@@ -179,7 +179,7 @@ class Linears:
         if apart:
             y = x @ self.weight().t()
         else:
-            # the large product adds the adapters' as it writes: a rounded sum would often be what it was without so little
+            # one rounding for both: added to a product that is rounded already, so little would mostly be rounded away
             y = torch.empty(len(x), sum(self.outs), dtype=self.dtype, device=self.device)
             if len(self.rows) < len(self.outs):
                 y.zero_()
