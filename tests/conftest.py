@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from importlib.metadata import version
@@ -20,6 +21,9 @@ if OURS:
     os.environ["WULEWULE_TEST_EXTENSIONS"] = tempfile.mkdtemp(prefix="torch-extensions-")
 EXTENSIONS = Path(os.environ["WULEWULE_TEST_EXTENSIONS"])
 os.environ["TORCH_EXTENSIONS_DIR"] = str(EXTENSIONS)
+# a shell starts what it puts into the background with SIGINT ignored, and all that is started by it: `make test &` tests Ctrl-C, too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # as two workers take one file after the other: the shorter the last ones, the sooner both end
 LONGEST = [f"test_{name}.py" for name in ("demo", "train", "run", "processes", "install", "compat", "docs", "build_processes", "eval")]
 
