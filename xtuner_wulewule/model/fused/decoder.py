@@ -226,14 +226,14 @@ class Decoder:
         """Take more memory for time from now on, or no longer: only where the weights are resident and nothing is computed again."""
         self.roomy = roomy
         for layer in self.layers:
-            for linears in self._roomy(layer):
+            for linears in self._with_b_beside(layer):
                 if self.resident:
                     linears.make_resident(beside=roomy)
             for linears in (layer.qkv, layer.o, layer.up):  # SwiGLU's kernels drop what `down` takes
                 linears.keep = roomy
 
-    def _roomy(self, layer):
-        """Return the linear layers of a layer that get B beside their weights.
+    def _with_b_beside(self, layer):
+        """Return the linear layers of a layer that get B beside their weights where memory is taken for time.
 
         Not `o`: attention's backward wants its gradient in one piece. Without dropout only where a kernel adds the adapters' share.
         """
@@ -243,7 +243,7 @@ class Decoder:
         """Return the bytes (int) that `make_roomy` takes, and those that a token then takes besides `token_bytes`."""
         half, whole, token = self.dtype.itemsize, 0, 0
         for layer in self.layers:
-            whole += sum(half * linears.height * len(linears.a) for linears in self._roomy(layer))
+            whole += sum(half * linears.height * len(linears.a) for linears in self._with_b_beside(layer))
             dropped = [linears for linears in (layer.qkv, layer.o, layer.up) if linears.rate]
             token += sum(half * linears.width * len(linears.ranks) for linears in dropped)
         return whole, token

@@ -159,7 +159,7 @@ class Linears:
         return self._filled() if kept is None else kept[:, : self.width]
 
     def weight(self):
-        """Return what x is multiplied with (sum of outs, width): the frozen weights, plus the adapters' B A where there is no dropout."""
+        """Return what x is multiplied with (sum of outs, width): the frozen weights, plus the adapters' B A where they are merged."""
         return self._weight()[: sum(self.outs)]
 
     def forward(self, x, branch, kernels, apart=False):

@@ -47,7 +47,7 @@ def swiglu_project(wide, outer, b, mask, a, p):
         p (float): rate of the dropout.
     """
     act = swiglu(_adapted(wide, outer, b)).to(wide.dtype)
-    return act, (act if mask is None else drop(act, mask, p)[0]) @ a.t()
+    return act, _dropped(act, mask, p) @ a.t()
 
 
 def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
@@ -59,17 +59,21 @@ def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
     """
     adapted, grad = wide.float(), of_act.float()
     if b is not None:
-        adapted, share = _adapted(wide, outer, b), (of_inner @ a)
-        grad = grad + (share if mask is None else drop(share, mask, p)[0]).float()
+        adapted = _adapted(wide, outer, b)
+        grad = grad + _dropped(of_inner @ a, mask, p).float()
     gate, up = adapted.chunk(2, -1)
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
     of_gate, of_up = (grad * up * (sigmoid + silu * (1 - sigmoid))).to(wide.dtype), (grad * silu).to(wide.dtype)
-    act = (silu * up).to(wide.dtype)
-    act = act if mask is None else drop(act, mask, p)[0]
+    act = _dropped((silu * up).to(wide.dtype), mask, p)
     inputs, grads = outer.chunk(2, -1), (of_gate, of_up)
     of_b = [inner.t() @ part for inner, part in zip(inputs, grads, strict=True)]
     return torch.cat([of_gate, of_up], -1), torch.stack([of_inner.t() @ act, *of_b]).float()
+
+
+def _dropped(x, mask, p):
+    """Return x (T, channels) with dropout by a mask that `draw_masks` drew (1, T / 8, channels), x itself where that is None."""
+    return x if mask is None else drop(x, mask, p)[0]
 
 
 def _adapted(wide, outer, b):

@@ -69,7 +69,7 @@ class FusedStep:
         ready = bool(self.graphs)
         trained = (labels[:, 1:] != IGNORED).sum(1).tolist()  # waits for the card, which has nothing to do yet
         if ready:
-            self._begin()  # the card merges the adapters while the batch is prepared
+            self._begin()  # the card takes the adapters while the batch is prepared
         multiple = LENGTHS if self.recorded else 1
         batch = Batch(input_ids, labels, trained, position_ids, document_ids, self.parts.rotary, multiple, self.dtype)
         if self.steps == 1:
