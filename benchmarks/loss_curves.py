@@ -136,6 +136,7 @@ def parsed():
     parser.add_argument("--steps", type=int, default=200, help="updates of a run (200)")
     parser.add_argument("--rows", type=int, default=4, help="rows of an update (4)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (3)")
+    parser.add_argument("--dropout", type=float, metavar="RATE", help="of LoRA, instead of that of the config")
     parser.add_argument("--within", type=float, default=0.01, metavar="SHARE", help="how much a point of the mean curve may differ (0.01)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
     parser.add_argument("--timeout", type=int, default=1800, metavar="S", help="seconds of a run (1800)")
@@ -148,6 +149,8 @@ def parsed():
         parser.error("--rows, --seeds, --jobs and --timeout are at least 1")
     if args.steps < EVERY or args.steps % EVERY:
         parser.error(f"--steps {args.steps} is no multiple of {EVERY}, as often as the loss is logged")
+    if args.dropout is not None and not 0 <= args.dropout < 1:
+        parser.error(f"--dropout {args.dropout} is not from 0 to below 1")
     if args.out and args.out.suffix != ".json":
         parser.error(f"--out {args.out} must end in .json; the picture gets the same name with .png")
     needed = [("--data", args.data, name) for name in FILES] + [("--model", args.model, "config.json")]
@@ -185,6 +188,8 @@ def benchmark(args, folder):
     target = target_of(args, "loss_curves", devices[0] if devices else "cpu", (".png",))
     model = model_of(args, folder)
     text = Path(paths.config_paths()[f"wulewule_sft_{args.size}"]).read_text(encoding="utf-8") + ADDED
+    if args.dropout is not None:
+        text += f'model["lora"]["lora_dropout"] = {args.dropout}\n'
     env = {**os.environ, **OFFLINE, "WULEWULE_MODEL": str(model), "WULEWULE_DATA_DIR": str(args.data.resolve())}
     env.update({} if devices else dict(OMP_NUM_THREADS="1"))
     curves, failed = {way: {} for way in WAYS}, []
@@ -212,7 +217,7 @@ def benchmark(args, folder):
         result = dict(
             device=device,
             versions=train_speed.versions(),
-            settings=dict(size=args.size, model=name, steps=args.steps, rows=args.rows, seeds=args.seeds, within=args.within),
+            settings=dict(model=name, **{key: getattr(args, key) for key in ("size", "steps", "rows", "seeds", "dropout", "within")}),
             worst=worst(points),
             points=points,
             curves=curves,

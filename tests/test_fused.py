@@ -17,6 +17,8 @@ from xtuner_wulewule.model.fused.decoder import Decoder
 from xtuner_wulewule.model.fused.linear import Branch, Linears
 from xtuner_wulewule.model.fused.step import CHUNK, IGNORED, LENGTHS, OPTIMIZER_BYTES, RESERVE, Batch, FusedStep
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
 
 def assert_equal(model, plain, data, limit=1e-5):
     loss, found = grads(model, data)
@@ -395,31 +397,33 @@ def test_memory_that_runs_out_is_first_taken_from_what_saves_time(monkeypatch):
     assert step.tokens == 4096
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])  # cuBLAS sums otherwise than the CPU
 @pytest.mark.parametrize("rate", [0.0, 1e-9], ids=["plain", "dropout"])  # the latter drops nothing, but takes the way of dropout
 @pytest.mark.parametrize("adapted", [(0, 1, 2), (0, 2)], ids=["all", "some"])
 @pytest.mark.parametrize("bias", [False, True], ids=["without", "bias"])
-def test_a_small_adapter_counts_in_bf16(rate, adapted, bias):
+def test_a_small_adapter_counts_in_bf16(rate, adapted, bias, device):
     """In the first updates B A is smaller than a step of bf16 at the weight, and its product at the output: neither may round it away."""
     torch.manual_seed(0)
     layers = [torch.nn.Linear(256, 96, bias=bias, dtype=torch.bfloat16).requires_grad_(False) for _ in range(3)]
     adapter = lora(r=16, lora_alpha=32, lora_dropout=rate, task_type=None, target_modules=[str(place) for place in adapted])
-    layers = list(get_peft_model(torch.nn.Sequential(*layers), adapter).base_model.model)
+    layers = list(get_peft_model(torch.nn.Sequential(*layers), adapter).to(device).base_model.model)
     for place in adapted:
         layers[place].lora_B["default"].weight.data.normal_(0, 5e-5)
     linears = Linears(layers, torch.bfloat16, 16, rate)
-    x = torch.randn(512, 256, dtype=torch.bfloat16)
+    x = torch.randn(512, 256, dtype=torch.bfloat16).to(device)
     for kept, trained, factor in linears.adapters_now():
         kept.copy_(trained * factor)
     linears.make_resident()
     linears.begin_step()
-    found = linears.forward(x, Branch(), math.Kernels(compiled=False)).float().split(96, 1)
+    y, share = linears.forward(x, Branch(), math.Kernels(compiled=False))
+    found = (y.float() + share.float()).split(96, 1)
     for place in adapted:
         base = layers[place].base_layer
         frozen = torch.nn.functional.linear(x.float(), base.weight.float(), None if base.bias is None else base.bias.float())
         a, b = layers[place].lora_A["default"].weight.detach(), layers[place].lora_B["default"].weight.detach()
         expected = 2 * x.float() @ a.t() @ b.t()
-        share = float(((found[place] - frozen) * expected).sum() / expected.square().sum())
-        assert abs(share - 1) < 0.15, share
+        arrived = float(((found[place] - frozen) * expected).sum() / expected.square().sum())
+        assert abs(arrived - 1) < 0.15, arrived
 
 
 def test_a_small_adapter_counts_within_swiglu():

@@ -33,6 +33,7 @@ def test_means_over_the_seeds_that_both_have_are_compared():
         (("--steps", "25"), "--steps 25 is no multiple of 10"),
         (("--data", "nowhere"), "--data nowhere has no self_cognition_100.jsonl"),
         (("--out", "x.txt"), "must end in .json"),
+        (("--dropout", "1"), "--dropout 1.0 is not from 0 to below 1"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, message):

@@ -189,12 +189,14 @@ def text_losses(model, tokenizer, texts):
     """
     import torch
 
+    from xtuner_wulewule.model.generation import without_plans
+
     encoded = [tokenizer(text).input_ids for text in texts]
     length = max(map(len, encoded))
     device = next(model.parameters()).device
     ids = torch.tensor([one + [0] * (length - len(one)) for one in encoded], device=device)
     mask = torch.tensor([[1] * len(one) + [0] * (length - len(one)) for one in encoded], device=device)
-    with torch.no_grad():
+    with torch.no_grad(), without_plans():
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * mask[:, 1:]
     return [(loss, len(one) - 1) for loss, one in zip(losses.double().sum(1).tolist(), encoded, strict=True)]

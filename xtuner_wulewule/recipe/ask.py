@@ -86,9 +86,11 @@ def answer(model, tokenizer, prompts, max_new_tokens=256):
     """
     import torch
 
+    from xtuner_wulewule.model.generation import without_plans
+
     batch = tokenizer(prompts, return_tensors="pt", padding=True).to(next(model.parameters()).device)
     ends = {tokenizer.eos_token_id, *_single_ids(tokenizer, "<|im_end|>")}
-    with torch.no_grad():
+    with torch.no_grad(), without_plans():
         output = model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,

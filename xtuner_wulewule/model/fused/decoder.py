@@ -31,11 +31,11 @@ class Layer:
         self.linears = (self.qkv, self.o, self.up, self.down)
 
     def forward(self, x, y, place, checkpointing):
-        """Return the residual stream and what is to be added to it (T, channels), and what `backward` needs.
+        """Return the residual stream (T, channels), what is to be added to it, and what `backward` needs.
 
         Args:
             x (torch.Tensor): the residual stream (T, channels).
-            y (torch.Tensor): to be added to it (T, channels).
+            y (tuple[torch.Tensor, torch.Tensor | None]): to be added to it (T, channels), as `Linears.forward` returns it.
             place (Place): positions and documents.
             checkpointing (str): "none", "selective" (gate and up, the widest, are computed again in `backward`) or "full" (everything is).
         """
@@ -50,13 +50,13 @@ class Layer:
 
     def _norm(self, saved, number, x, y):
         norm = self.norms[number]
-        x, saved.normed[number], saved.scales[number] = self.kernels.add_rms_norm(x, y, norm.weight, norm.variance_epsilon, self.dtype)
+        x, saved.normed[number], saved.scales[number] = self.kernels.add_rms_norm(x, *y, norm.weight, norm.variance_epsilon, self.dtype)
         return x
 
     def _attention(self, saved, place):
         qkv = self.qkv.forward(saved.normed[0], saved.qkv, self.kernels)
         split = getattr(self.kernels, f"split_{self.layout}")
-        saved.heads = [t.detach().requires_grad_() for t in split(qkv, place.cos, place.sin, self.heads)]
+        saved.heads = [t.detach().requires_grad_() for t in split(*qkv, place.cos, place.sin, self.heads)]
         with torch.enable_grad():
             saved.attended = attend(*saved.heads, place.layout)
 
@@ -64,7 +64,7 @@ class Layer:
         return self.o.forward(saved.attended.detach().flatten(1), saved.o, self.kernels)
 
     def _widen(self, saved):
-        saved.wide = self.up.forward(saved.normed[1], saved.up, self.kernels, apart=True)
+        saved.wide, _ = self.up.forward(saved.normed[1], saved.up, self.kernels, apart=True)
 
     def _act(self, saved):
         if self.down.merged:
@@ -77,7 +77,7 @@ class Layer:
     def _again(self, saved, place):
         """Compute what was not kept."""
         if saved.attended is None:
-            x = self._norm(saved, 0, saved.x, torch.zeros_like(saved.x, dtype=self.dtype))
+            x = self._norm(saved, 0, saved.x, (torch.zeros_like(saved.x, dtype=self.dtype), None))
             self._attention(saved, place)
             self._norm(saved, 1, x, self._out(saved))
         if saved.wide is None:
@@ -212,8 +212,8 @@ class Decoder:
         return sum(sum(linears.outs) * linears.width * self.dtype.itemsize for layer in self.layers for linears in layer.linears)
 
     def head_bytes(self):
-        """Return the bytes (int) of the logits of a chunk, and of their gradient."""
-        return 3 * CHUNK * self.head.outs[0] * self.dtype.itemsize
+        """Return the bytes (int) of the logits of a chunk, of what the adapter adds to them, and of their gradient."""
+        return (3 + bool(self.head.ranks)) * CHUNK * self.head.outs[0] * self.dtype.itemsize
 
     def make_resident(self):
         """Keep the weights dequantised from now on."""
@@ -276,7 +276,7 @@ class Decoder:
             place (Place): positions and documents.
         """
         x, saved = self.parts.embedding(ids).to(self.residual), []
-        y = torch.zeros_like(x, dtype=self.dtype)
+        y = torch.zeros_like(x, dtype=self.dtype), None
         for layer in self.layers:
             x, y, kept = layer.forward(x, y, place, self.checkpointing)
             saved.append(kept)
@@ -288,11 +288,11 @@ class Decoder:
 
     def _loss(self, x, y, targets, weight, picked):
         norm, head, k = self.parts.norm, self.head, self.kernels
-        normed, scale = k.add_rms_norm(x, y, norm.weight, norm.variance_epsilon, self.dtype)[1:]
+        normed, scale = k.add_rms_norm(x, *y, norm.weight, norm.variance_epsilon, self.dtype)[1:]
         of_normed, loss = torch.zeros_like(normed), torch.zeros((), device=x.device)
         for places in picked.split(CHUNK):
             seen, branch = normed[places], Branch()
-            of_part, of_logits = k.cross_entropy(head.forward(seen, branch, k), targets[places], weight)
+            of_part, of_logits = k.cross_entropy(*head.forward(seen, branch, k), targets[places], weight)
             loss += of_part
             of_inner, of_seen = head.input_gradients(of_logits)
             head.add_gradient_of_b(of_logits, branch.inner)

@@ -163,30 +163,32 @@ class Linears:
         return self._weight()[: sum(self.outs)]
 
     def forward(self, x, branch, kernels, apart=False):
-        """Return the outputs side by side (T, sum of outs).
+        """Return the outputs side by side (T, sum of outs), and what the adapters add to them, None where there is nothing to be added.
+
+        Who reads them adds both in fp32. cuBLAS adds a matrix only after its product was rounded to bf16, and most of a small share would
+        be lost (docs/decisions.md).
 
         Args:
             x (torch.Tensor): (T, width).
             branch (Branch): of the adapters; where it is empty the masks are drawn and A x computed.
             kernels (math.Kernels): how to compute.
-            apart (bool): leave out the adapters where they are not merged into the weights; A x may then be a part of the outputs' tensor.
+            apart (bool): leave the adapters' share to the caller, who has A x; that may be a part of the outputs' tensor.
         """
         if self.merged or not self.ranks:
-            return self._forward_merged(x, branch, apart)
+            return self._forward_merged(x, branch, apart), None
         if branch.inner is None:
             branch.masks = kernels.draw_masks(x, len(self.ranks), self.rate) if self.rate else None
             branch.inner = self._project(x, branch, kernels)
+        weight = self.weight().t()
+        y = x @ weight if self.bias is None else torch.addmm(self.bias, x, weight)
         if apart:
-            y = x @ self.weight().t()
-        else:
-            # one rounding for both: added to a product that is rounded already, so little would mostly be rounded away
-            y = torch.empty(len(x), sum(self.outs), dtype=self.dtype, device=self.device)
-            if len(self.rows) < len(self.outs):
-                y.zero_()
-            for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
-                torch.mm(branch.inner[:, rank], b.t(), out=y[:, rows])
-            y.addmm_(x, self.weight().t())
-        return y if self.bias is None else y.add_(self.bias)
+            return y, None
+        share = torch.empty_like(y)
+        if len(self.rows) < len(self.outs):
+            share.zero_()
+        for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
+            torch.mm(branch.inner[:, rank], b.t(), out=share[:, rows])
+        return y, share
 
     def _forward_merged(self, x, branch, apart):
         both = x @ self._weight().t()

@@ -1,7 +1,8 @@
 """The element-wise parts of a decoder, forward and backward. Plain PyTorch: `compiled` makes one kernel of each on a GPU.
 
 Shapes: T tokens, H heads, D channels a head, V entries of the vocabulary. Everything is computed in fp32 and returned in the type of the
-matrix products.
+matrix products. A `share` is what LoRA adds to the argument before it (its shape; None where there is nothing to add): both are rounded
+already, and only their sum in fp32 keeps a small one (docs/decisions.md).
 """
 
 import functools
@@ -10,9 +11,13 @@ import importlib.metadata
 import torch
 
 
-def add_rms_norm(x, y, weight, eps, dtype):
+def _added(x, share):
+    return x.float() if share is None else x.float() + share.float()
+
+
+def add_rms_norm(x, y, share, weight, eps, dtype):
     """Return x + y (T, channels), in the type of x; that normed: Zhang and Sennrich 2019; and its scale (T, 1), for the backward."""
-    x = (x.float() + y.float()).to(x.dtype)
+    x = (x.float() + _added(y, share)).to(x.dtype)
     h = x.float()
     scale = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
     return x, (weight * (h * scale)).to(dtype), scale
@@ -99,12 +104,16 @@ def rope_backward(grad, cos, sin):
     return (g * cos - _turned(g * sin)).to(grad.dtype)
 
 
-def split_grouped(qkv, cos, sin, heads):
+def split_grouped(qkv, share, cos, sin, heads):
     """Return turned queries, turned keys and values of InternLM2's layout: (T, groups, queries of a group + key + value, D)."""
-    queries, groups, width = heads
-    qkv = qkv.view(len(qkv), groups, queries // groups + 2, width)
+    (queries, groups, width), dtype = heads, qkv.dtype
+    qkv = _added(qkv, share).view(len(qkv), groups, queries // groups + 2, width)
     q, k, v = qkv[:, :, :-2].reshape(len(qkv), queries, width), qkv[:, :, -2], qkv[:, :, -1]
-    return rope(q, cos, sin), rope(k, cos, sin), v.contiguous()
+    return _turned_queries_and_keys(q, k, v, cos, sin, dtype)
+
+
+def _turned_queries_and_keys(q, k, v, cos, sin, dtype):
+    return rope(q, cos, sin).to(dtype), rope(k, cos, sin).to(dtype), v.to(dtype, memory_format=torch.contiguous_format)
 
 
 def join_grouped(q, k, v, cos, sin, heads):
@@ -114,11 +123,11 @@ def join_grouped(q, k, v, cos, sin, heads):
     return torch.cat([q, rope_backward(k, cos, sin)[:, :, None], v[:, :, None]], 2).flatten(1)
 
 
-def split_listed(qkv, cos, sin, heads):
+def split_listed(qkv, share, cos, sin, heads):
     """As `split_grouped`, of all queries, then all keys, then all values, as the Llama family has them."""
-    queries, groups, width = heads
-    q, k, v = qkv.view(len(qkv), -1, width).split([queries, groups, groups], 1)
-    return rope(q, cos, sin), rope(k, cos, sin), v.contiguous()
+    (queries, groups, width), dtype = heads, qkv.dtype
+    q, k, v = _added(qkv, share).view(len(qkv), -1, width).split([queries, groups, groups], 1)
+    return _turned_queries_and_keys(q, k, v, cos, sin, dtype)
 
 
 def join_listed(q, k, v, cos, sin, heads):
@@ -126,15 +135,15 @@ def join_listed(q, k, v, cos, sin, heads):
     return torch.cat([rope_backward(q, cos, sin), rope_backward(k, cos, sin), v], 1).flatten(1)
 
 
-def cross_entropy(logits, targets, weight):
+def cross_entropy(logits, share, targets, weight):
     """Return the sum of the losses times `weight`, and its gradient by the logits.
 
     Args:
-        logits (torch.Tensor): (T, V).
+        logits, share (torch.Tensor): (T, V).
         targets (torch.Tensor): (T,), -100 where not trained.
         weight (torch.Tensor): a number.
     """
-    x = logits.float()
+    x = _added(logits, share)
     trained = targets >= 0
     highest = x.amax(-1, keepdim=True)
     norm = highest + (x - highest).exp().sum(-1, keepdim=True).log()

@@ -1,11 +1,13 @@
-"""Generation with merged copies of the weights: the same answers, and nothing of the model changed."""
+"""Generation with merged copies of the weights, and without cuDNN's attention: the same answers, and nothing of the model changed."""
+
+import copy
 
 import pytest
 import torch
 from fused_models import lora, tune
 
-from xtuner_wulewule.model import merged
-from xtuner_wulewule.model.merged import merged_for_generation
+from xtuner_wulewule.model import generation
+from xtuner_wulewule.model.generation import merged_for_generation, without_plans
 
 
 def logits(model, ids):
@@ -29,7 +31,7 @@ def test_outputs_are_those_of_the_layers_apart(name, ids):
     with merged_for_generation(model.llm) as count:
         inside = logits(model, ids)
         assert list(model.state_dict()) == names
-        assert all(isinstance(layer.forward, merged._Product) for layer in adapted(model))
+        assert all(isinstance(layer.forward, generation._Product) for layer in adapted(model))
     assert count == len(adapted(model)) > 0
     assert inside.sub(before).norm() <= 1e-5 * before.norm()
     assert torch.equal(logits(model, ids), before)
@@ -69,8 +71,8 @@ def test_adapter_that_is_switched_off_stays_off(ids):
 def test_memory_that_is_not_free_is_not_taken(ids, monkeypatch):
     model = tune("llama").eval()
     expected = logits(model, ids)
-    for free, enough in ((merged.SPARE, False), (merged.SPARE + 2**30, True)):
-        monkeypatch.setattr(merged, "free_memory", lambda device, cached, free=free: free)
+    for free, enough in ((generation.SPARE, False), (generation.SPARE + 2**30, True)):
+        monkeypatch.setattr(generation, "free_memory", lambda device, cached, free=free: free)
         with merged_for_generation(model.llm) as count:
             assert bool(count) == enough
             assert logits(model, ids).sub(expected).norm() <= 1e-5 * expected.norm()
@@ -86,8 +88,7 @@ def test_an_error_and_a_forward_of_somebody_else_are_survived(ids):
     assert not any("forward" in other.__dict__ for other in adapted(model)[1:])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_weights_of_4_bit(ids):
+def quantised(std):
     from fused_models import folder_of
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -97,10 +98,40 @@ def test_weights_of_4_bit(ids):
     llm = get_peft_model(llm, lora()).eval()
     for layer in llm.modules():
         if hasattr(layer, "lora_B"):
-            layer.lora_B["default"].weight.data.normal_(std=0.05)
-    ids = ids.cuda()
+            layer.lora_B["default"].weight.data.normal_(std=std)
+    return llm
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_weights_of_4_bit(ids):
+    llm, ids = quantised(0.05), ids.cuda()
     with torch.no_grad():
         expected = llm(input_ids=ids).logits.float()
         with merged_for_generation(llm) as count:
             found = llm(input_ids=ids).logits.float()
     assert count and (found - expected).norm() <= 0.03 * expected.norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_small_adapter_counts_in_weights_of_4_bit():
+    from bitsandbytes.functional import dequantize_4bit
+
+    for layer in quantised(5e-5).modules():
+        if generation._served(layer):
+            a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+            share = layer.scaling["default"] * b @ a
+            state = copy.copy(layer.base_layer.weight.quant_state)
+            state.dtype = torch.float32
+            found = generation._Product(layer).weight.float() - dequantize_4bit(layer.base_layer.weight.data, state)
+            assert abs(float((found * share).sum() / share.square().sum()) - 1) < 0.3
+
+
+def test_attention_without_plans():
+    q = torch.randn(2, 4, 8, 16)
+    mask = torch.ones(8, 8).tril().log()
+    expected = torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with without_plans():
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
+        assert torch.allclose(torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask), expected)
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before

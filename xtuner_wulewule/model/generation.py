@@ -1,13 +1,24 @@
-"""Answers from a model with LoRA at the speed of one without: each adapted layer as one matrix product while they are made."""
+"""Answers without waiting: from a model with LoRA at the speed of one without, and by attention that needs no plan for each length."""
 
+import copy
 from contextlib import contextmanager
 
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xtuner_wulewule.device import free_memory
 
 SPARE = 2**30  # bytes that stay free, for keys, values and logits
+
+
+def without_plans():
+    """Return a context manager in which SDPA does not take cuDNN's kernels, which are planned anew for each length.
+
+    With a mask, as of padded prompts, torch takes them on an H100, and each further token is another length: 12 tokens took 3.5 s of
+    planning (docs/decisions.md).
+    """
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 @contextmanager
@@ -70,6 +81,8 @@ class _Product:
             else:
                 from bitsandbytes.functional import dequantize_4bit
 
+                state = copy.copy(state)
+                state.dtype = torch.float32  # on a number of bf16 the sum would be rounded back to it, and a new adapter lost
                 frozen = dequantize_4bit(base.weight.data, state)
             a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
             merged = torch.addmm(frozen.float(), b.float(), a.float(), alpha=layer.scaling["default"])
