@@ -61,6 +61,12 @@ def command(seed, args, config, work_dir):
     ]
 
 
+def added_of(way, dropout):
+    """Return what is written below the packaged config (str) for a way, and a rate of dropout (float) or None."""
+    lora = "" if dropout is None else f'model["lora"]["lora_dropout"] = {dropout}\n'
+    return ADDED + (OF_XTUNER if way == "xtuner" else "") + lora
+
+
 def losses_of(work_dir, log, way, steps):
     """Return {iteration: loss} of a finished run; raise ValueError where it is not the one that was asked for."""
     from xtuner_wulewule.recipe.results import read_scalars
@@ -187,9 +193,7 @@ def benchmark(args, folder):
         sys.exit(NO_GPU)
     target = target_of(args, "loss_curves", devices[0] if devices else "cpu", (".png",))
     model = model_of(args, folder)
-    text = Path(paths.config_paths()[f"wulewule_sft_{args.size}"]).read_text(encoding="utf-8") + ADDED
-    if args.dropout is not None:
-        text += f'model["lora"]["lora_dropout"] = {args.dropout}\n'
+    text = Path(paths.config_paths()[f"wulewule_sft_{args.size}"]).read_text(encoding="utf-8")
     env = {**os.environ, **OFFLINE, "WULEWULE_MODEL": str(model), "WULEWULE_DATA_DIR": str(args.data.resolve())}
     env.update({} if devices else dict(OMP_NUM_THREADS="1"))
     curves, failed = {way: {} for way in WAYS}, []
@@ -198,7 +202,7 @@ def benchmark(args, folder):
         home = folder / f"{way}-{seed}"
         home.mkdir()
         config, work_dir, log = home / f"{way}.py", home / "work", home / "log"
-        config.write_text(text + (OF_XTUNER if way == "xtuner" else ""), encoding="utf-8")
+        config.write_text(text + added_of(way, args.dropout), encoding="utf-8")
         status = run_for(args.timeout, command(seed, args, config, work_dir), env, log)
         try:
             check_status(status, args.timeout)

@@ -107,12 +107,18 @@ def test_tokens_without_a_target_need_no_logits(rate):
     assert all(torch.equal(one, two) for one, two in zip(found[0].values(), found[1].values(), strict=True))
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-9], ids=["merged", "apart"])
 @pytest.mark.parametrize(
-    "adapter",
-    [dict(target_modules=["wqkv", "wo"]), dict(target_modules=["w1", "w2", "output"]), dict(target_modules=["w3"], use_rslora=True)],
+    ("name", "adapter"),
+    [
+        ("internlm2", dict(target_modules=["wqkv", "wo"])),
+        ("internlm2", dict(target_modules=["w1", "w2", "output"])),
+        ("internlm2", dict(target_modules=["w3"], use_rslora=True)),
+        ("qwen2", dict(target_modules=["q_proj", "v_proj", "lm_head"])),
+    ],
 )
-def test_adapters_on_some_layers(adapter):
-    model = tune("internlm2", adapter=lora(**adapter), fused=True)
+def test_adapters_on_some_layers(name, adapter, rate):
+    model = tune(name, adapter=lora(**adapter, lora_dropout=rate), fused=True)
     plain = plain_twin(model)
     loss, found = grads(model, batch())
     plain_loss, expected = grads(plain, batch())
@@ -424,6 +430,29 @@ def test_a_small_adapter_counts_in_bf16(rate, adapted, bias, device):
         expected = 2 * x.float() @ a.t() @ b.t()
         arrived = float(((found[place] - frozen) * expected).sum() / expected.square().sum())
         assert abs(arrived - 1) < 0.15, arrived
+
+
+COS, SIN = (wave(torch.linspace(0, 6, 256)[:, None] * torch.arange(1, 9).repeat(2)) for wave in (torch.cos, torch.sin))
+READERS = {
+    "norm": lambda y, share: math.add_rms_norm(torch.zeros(256, 96), y, share, torch.ones(96), 1e-6, torch.float32)[1],
+    "loss": lambda y, share: math.cross_entropy(y, share, torch.arange(256) % 96, torch.tensor(1.0))[1],
+    # queries and keys: the values are rounded once more
+    **{
+        f"{name} {number}": lambda y, share, split=split, number=number: split(y, share, COS, SIN, (4, 1, 16))[number]
+        for name, split in (("grouped", math.split_grouped), ("listed", math.split_listed))
+        for number in range(2)
+    },
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_who_reads_a_small_share_adds_it_in_fp32(name):
+    torch.manual_seed(0)
+    y, share = torch.randn(256, 96).bfloat16(), (torch.randn(256, 96) * 1e-3).bfloat16()
+    read = READERS[name]
+    exact = read(y.float() + share.float(), None) - read(y.float(), None)
+    found = read(y, share).float() - read(y, None).float()
+    assert abs(float((found * exact).sum() / exact.square().sum()) - 1) < 0.15
 
 
 def test_a_small_adapter_counts_within_swiglu():

@@ -1,13 +1,19 @@
 """Generation with merged copies of the weights, and without cuDNN's attention: the same answers, and nothing of the model changed."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fused_models import lora, tune
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
+from xtuner_wulewule.evaluation.runner import text_losses
 from xtuner_wulewule.model import generation
 from xtuner_wulewule.model.generation import merged_for_generation, without_plans
+from xtuner_wulewule.model.tiny import tiny_model
+from xtuner_wulewule.recipe.ask import answer, load_tokenizer
 
 
 def logits(model, ids):
@@ -116,14 +122,15 @@ def test_weights_of_4_bit(ids):
 def test_a_small_adapter_counts_in_weights_of_4_bit():
     from bitsandbytes.functional import dequantize_4bit
 
-    for layer in quantised(5e-5).modules():
-        if generation._served(layer):
-            a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
-            share = layer.scaling["default"] * b @ a
-            state = copy.copy(layer.base_layer.weight.quant_state)
-            state.dtype = torch.float32
-            found = generation._Product(layer).weight.float() - dequantize_4bit(layer.base_layer.weight.data, state)
-            assert abs(float((found * share).sum() / share.square().sum()) - 1) < 0.3
+    layers = [layer for layer in quantised(5e-5).modules() if generation._served(layer)]
+    assert len(layers) > 10
+    for layer in layers:
+        a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+        share = layer.scaling["default"] * b @ a
+        state = copy.copy(layer.base_layer.weight.quant_state)
+        state.dtype = torch.float32
+        found = generation._Product(layer).weight.float() - dequantize_4bit(layer.base_layer.weight.data, state)
+        assert abs(float((found * share).sum() / share.square().sum()) - 1) < 0.3
 
 
 def test_attention_without_plans():
@@ -135,3 +142,36 @@ def test_attention_without_plans():
         assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
         assert torch.allclose(torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask), expected)
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+def test_attention_without_plans_keeps_what_the_caller_chose():
+    with sdpa_kernel(SDPBackend.MATH), without_plans():
+        assert not torch.backends.cuda.flash_sdp_enabled() and not torch.backends.cuda.cudnn_sdp_enabled()
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION), without_plans():
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    with pytest.raises(KeyboardInterrupt), without_plans():
+        raise KeyboardInterrupt
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("caller", ["answers in training", "ask", "perplexity"])
+def test_who_generates_does_without_plans(caller, monkeypatch):
+    model = tune("internlm2").eval()
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def noting(*args, **kwargs):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noting)
+    tokenizer = load_tokenizer(tiny_model())
+    if caller == "ask":
+        answer(model.llm, tokenizer, ["a", "b c"], max_new_tokens=2)
+    elif caller == "perplexity":
+        text_losses(model.llm, tokenizer, ["a b", "c"])
+    else:
+        config = dict(type=load_tokenizer, folder=tiny_model())
+        hook = BatchedEvaluateChatHook(config, ["a"], max_new_tokens=2)
+        runner = SimpleNamespace(cfg={}, logger=SimpleNamespace(info=lambda text: None))
+        hook._eval_language(runner, model, "cpu", max_new_tokens=2)
+    assert seen and not any(seen)

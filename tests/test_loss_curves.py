@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
+
+from xtuner_wulewule import paths
+from xtuner_wulewule.model.finetune import WulewuleFinetune
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "loss_curves.py"
 sys.path.insert(0, str(SCRIPT.parent))
@@ -39,6 +43,16 @@ def test_means_over_the_seeds_that_both_have_are_compared():
 def test_wrong_arguments_are_one_line(arguments, message):
     result = run(*arguments)
     assert result.returncode == 2 and message in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("way", loss_curves.WAYS)
+def test_config_has_the_class_and_the_dropout_that_are_asked_for(way, tmp_path):
+    text = Path(paths.config_paths()["wulewule_sft_tiny"]).read_text(encoding="utf-8")
+    for rate, expected in ((None, 0), (0.25, 0.25)):
+        file = tmp_path / f"{expected}.py"
+        file.write_text(text + loss_curves.added_of(way, rate), encoding="utf-8")
+        model = Config.fromfile(file).model
+        assert model.lora.lora_dropout == expected and (model.type is WulewuleFinetune) == (way == "ours")
 
 
 def test_a_run_without_the_fused_step_is_no_result(tmp_path):

@@ -223,7 +223,7 @@ def test_estimates_are_those_that_were_measured():
 def test_sizes_of_the_fused_step_are_its_own():
     from xtuner_wulewule.model.fused import decoder, step
 
-    assert (resources.AT_A_TIME, resources.LOGITS) == (step.TOKENS, 3 * decoder.CHUNK * 2)
+    assert (resources.AT_A_TIME, resources.LOGITS) == (step.TOKENS, decoder.LOGITS * decoder.CHUNK * 2)
 
 
 def test_lora_parameters_are_those_of_peft():

@@ -5,20 +5,30 @@ from contextlib import contextmanager
 
 import torch
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xtuner_wulewule.device import free_memory
 
 SPARE = 2**30  # bytes that stay free, for keys, values and logits
 
 
+@contextmanager
 def without_plans():
-    """Return a context manager in which SDPA does not take cuDNN's kernels, which are planned anew for each length.
+    """Let SDPA not take cuDNN's kernels, which are planned anew for each length, as long as the context lasts.
 
-    With a mask, as of padded prompts, torch takes them on an H100, and each further token is another length: 12 tokens took 3.5 s of
-    planning (docs/decisions.md).
+    With a mask, as of padded prompts, torch takes them on an H100 or H200, and each further token is another length: 12 tokens took 3.5 s
+    of planning (docs/decisions.md).
     """
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(before and not _others_enabled())
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def _others_enabled():
+    cuda = torch.backends.cuda
+    return cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled() or cuda.math_sdp_enabled()
 
 
 @contextmanager
@@ -26,7 +36,8 @@ def merged_for_generation(llm):
     """Let each linear layer with LoRA compute x (W + s B A), with a weight of its own, for as long as the context lasts.
 
     peft computes x W and s B A x one after the other, a dozen calls a layer; a 4-bit W is dequantised anew for each token besides. For a
-    few rows all that is waiting for the host. Nothing is trained or saved differently: parameters stay as they are.
+    few rows all that is waiting for the host. Nothing is trained or saved differently: parameters stay as they are. The sum is made in fp32
+    and rounded to the type of the products: of an adapter that has hardly begun, a 16-bit W that is not quantised loses much.
 
     Args:
         llm (torch.nn.Module): a model of transformers within peft's. Layers that are not plain LoRA on a `Linear` or bitsandbytes'
@@ -59,7 +70,7 @@ def _products(layers):
         return []
     sizes = [layer.in_features * layer.out_features for layer in layers]
     needed = sum(size * _dtype(layer).itemsize for size, layer in zip(sizes, layers, strict=True))
-    needed += 10 * max(sizes)  # dequantised, and in fp32 before and after the sum, while one is made
+    needed += 8 * max(sizes)  # in fp32 before and after the sum, while one is made
     if needed + SPARE > free_memory(layers[0].base_layer.weight.device, cached=False):
         return []
     try:

@@ -13,7 +13,7 @@ GIB = 2**30
 # bytes for each parameter of a nf4 model with double quantisation, with its constants
 FOUR_BIT = 0.55
 AT_A_TIME = 4096  # tokens that the fused step takes at a time, and how it holds logits: `model.fused.step` and `.decoder`
-LOGITS = 3 * 1024 * 2
+LOGITS = 4 * 1024 * 2
 # a trained parameter, its gradient twice (the fused step's and autograd's), two moments in float32, and the value in bf16
 TRAINED_BYTES = 22
 

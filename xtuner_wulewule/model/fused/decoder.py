@@ -11,6 +11,7 @@ from xtuner_wulewule.model.fused.attention import attend
 from xtuner_wulewule.model.fused.linear import Branch, Linears
 
 CHUNK = 1024  # tokens whose logits exist at a time
+LOGITS = 4  # as many tensors of their size: they, the adapter's share, their gradient, and what the loss needs meanwhile
 
 
 class Layer:
@@ -212,8 +213,8 @@ class Decoder:
         return sum(sum(linears.outs) * linears.width * self.dtype.itemsize for layer in self.layers for linears in layer.linears)
 
     def head_bytes(self):
-        """Return the bytes (int) of the logits of a chunk, of what the adapter adds to them, and of their gradient."""
-        return (3 + bool(self.head.ranks)) * CHUNK * self.head.outs[0] * self.dtype.itemsize
+        """Return the bytes (int) that the logits of a chunk need."""
+        return LOGITS * CHUNK * self.head.outs[0] * self.dtype.itemsize
 
     def make_resident(self):
         """Keep the weights dequantised from now on."""
@@ -281,6 +282,7 @@ class Decoder:
             x, y, kept = layer.forward(x, y, place, self.checkpointing)
             saved.append(kept)
         loss, grad = self._loss(x, y, targets, weight, picked)
+        del x, y
         while saved:
             number = len(saved) - 1
             grad = self.layers[number].backward(grad, saved.pop(), place, first=number == 0)

@@ -172,7 +172,8 @@ class Linears:
             x (torch.Tensor): (T, width).
             branch (Branch): of the adapters; where it is empty the masks are drawn and A x computed.
             kernels (math.Kernels): how to compute.
-            apart (bool): leave the adapters' share to the caller, who has A x; that may be a part of the outputs' tensor.
+            apart (bool): where they are not merged leave the adapters' share to the caller, who has A x, which may be a part of the
+                outputs' tensor.
         """
         if self.merged or not self.ranks:
             return self._forward_merged(x, branch, apart), None
@@ -235,6 +236,7 @@ class Linears:
         of_inner = self.inner_gradient(grad)
         if self.merged or self.rate or apart or not self.ranks:
             return of_inner, grad @ self.weight()
+        # rounded twice, as XTuner's: what is lost of the adapters' share is far less than what rounding adds to a gradient anyway
         return of_inner, (of_inner @ self.a).addmm_(grad, self.weight())
 
     def add_adapters(self, of_x, of_inner, masks, kernels):

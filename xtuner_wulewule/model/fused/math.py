@@ -2,7 +2,8 @@
 
 Shapes: T tokens, H heads, D channels a head, V entries of the vocabulary. Everything is computed in fp32 and returned in the type of the
 matrix products. A `share` is what LoRA adds to the argument before it (its shape; None where there is nothing to add): both are rounded
-already, and only their sum in fp32 keeps a small one (docs/decisions.md).
+already, and only their sum in fp32 keeps a small one (docs/decisions.md). Not in the values of attention, which are that sum rounded, in
+XTuner's model as well.
 """
 
 import functools
@@ -113,7 +114,7 @@ def split_grouped(qkv, share, cos, sin, heads):
 
 
 def _turned_queries_and_keys(q, k, v, cos, sin, dtype):
-    return rope(q, cos, sin).to(dtype), rope(k, cos, sin).to(dtype), v.to(dtype, memory_format=torch.contiguous_format)
+    return rope(q, cos, sin).to(dtype), rope(k, cos, sin).to(dtype), v.to(dtype).contiguous()
 
 
 def join_grouped(q, k, v, cos, sin, heads):
@@ -158,7 +159,7 @@ OPTIONS = {"max_pointwise_cat_inputs": 0}  # one kernel writes all parts of what
 NO_TRITON = (0,)
 OLDEST_TRITON = (3, 3)  # 3.1 was seen to compute the kernels of dropout wrong, in its interpreter
 BITS = 8
-SHAPES = 64  # numbers of tokens that are compiled for
+SHAPES = 128  # numbers of tokens that are compiled for, twice that: with a share and without
 
 
 def draw_masks(x, count, p):
