@@ -148,6 +148,26 @@ def explain_resume(error, arguments):
     return None
 
 
+def explain_options(error, arguments):
+    """Return a `SettingsError` where one of `--cfg-options` has no value, or the folder of `--work-dir` can't be written; else None.
+
+    Args:
+        error (BaseException): the exception.
+        arguments (list[str]): of the training.
+    """
+    if isinstance(error, ValueError) and "to unpack" in str(error) and "--cfg-options" in arguments:
+        for item in arguments[arguments.index("--cfg-options") + 1 :]:
+            if item.startswith("--"):
+                break
+            if "=" not in item:
+                return SettingsError(f"--cfg-options {item}: expected KEY=VALUE, for example train_dataloader.batch_size=8")
+    folder = value_of(arguments, "--work-dir")
+    if folder and isinstance(error, OSError) and error.filename and error.strerror:
+        if os.path.abspath(os.fsdecode(error.filename)).startswith(os.path.abspath(folder)):
+            return SettingsError(f"--work-dir {folder} cannot be written: {error.strerror}; name another folder, or mend this one")
+    return None
+
+
 def value_of(arguments, *names):
     """Return the value (str) of an option, by any of its names, among arguments (list[str]): "" where it has none, None without it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -185,7 +205,7 @@ def install_excepthook():
                 print(f"xtuner-wulewule: interrupted{launcher.go_on(sys.argv[1:])}", file=sys.stderr)
             return
         found = find_wulewule_error(error) or explain_missing_config(error, traceback) or explain_world_size(error)
-        found = found or explain_resume(error, sys.argv[1:])
+        found = found or explain_resume(error, sys.argv[1:]) or explain_options(error, sys.argv[1:])
         first = next(iter(str(error).strip().splitlines()), "")
         _tell_launcher(one_line(found) if found else f"{kind.__name__}: {first}".strip(": "))
         if found is None or wants_traceback():

@@ -7,7 +7,7 @@ registries are added to: nothing of XTuner's is replaced, except in `compat.py`,
 import sys
 from importlib import import_module
 
-from xtuner_wulewule import compat, errors, paths, prompts
+from xtuner_wulewule import compat, errors, paths, prompts, settings
 
 # name in the registry -> "module:object"
 MAP_FUNCTIONS = {
@@ -83,6 +83,7 @@ def add_to_registries(module):
     for registry, table in MMENGINE_REGISTRIES.items():
         _register(getattr(mmengine, registry), table)
     _register(module.BUILDER, DATASET_BUILDERS)
+    settings.watch(import_module("mmengine.config").Config)
     compat.allow_mmengine_checkpoints()
     compat.set_up_cpu_processes()
     compat.end_with_launcher()

@@ -45,7 +45,7 @@ system_dropout = 0.5  # share of the conversations trained without the system pr
 max_length = 2048  # tokens of a packed row
 
 # Scheduler & Optimizer
-batch_size = 8  # packed rows a GPU: 31 GB; half of the 1.8 B recipe's, for twice the updates
+batch_size = 8  # packed rows a GPU: 35 GB; half of the 1.8 B recipe's, for twice the updates
 accumulative_counts = 1  # on one GPU it must stay 1: with more the model hardly gets an update  单卡训练切记为 1
 max_epochs = 5
 lr = 2e-4  # the published recipe; at the guide's "order of 1e-5" a model of 135 M does not learn its name (docs/decisions.md)

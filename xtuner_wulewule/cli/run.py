@@ -154,13 +154,18 @@ def read_gate(args, stages, options):
 
 
 def _check_key(key, config, item):
-    """Raise SettingsError where the first part of a key is no setting of the config: mmengine would add it, and nothing would change."""
+    """Raise SettingsError where nothing would change: a key that is no setting of the config, or is used only while that is read."""
     import ast
 
+    from xtuner_wulewule.settings import READ_ONCE, check_key
+
+    check_key(key, f"--set {item}")
     tree = ast.parse(Path(config).read_text(encoding="utf-8"))
     names = {target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)}
-    if key.partition(".")[0] not in names:
-        raise SettingsError(f"--set {item}: {key.partition('.')[0]} is not in {config}; its settings are {', '.join(sorted(names))}")
+    first = key.partition(".")[0]
+    if first not in names:
+        settings = ", ".join(sorted(names - set(READ_ONCE)))
+        raise SettingsError(f"--set {item}: {first} is not in {config}; its settings are {settings}")
 
 
 def per_stage(value, stages, name, kind):

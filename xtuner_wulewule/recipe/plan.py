@@ -123,7 +123,8 @@ def plan(settings):
         files = [settings.data / name for name in DATA_FILES[stage]]
         missing = [str(file) for file in files if not file.is_file()]
         if missing:
-            raise SettingsError(f"data file not found: {', '.join(missing)}; --data names the folder that holds it")
+            other = f", or leave the {stage} stage out with --stages" if len(settings.stages) > 1 else ""
+            raise SettingsError(f"data file not found: {', '.join(missing)}; --data names the folder that holds it{other}")
         # Steps read WULEWULE_MODEL, so the merged pretrained model is also the base of the tuning's conversion and merge
         env = {"WULEWULE_MODEL": str(base), "WULEWULE_DATA_DIR": str(settings.data)}
         options = list(settings.options.get(stage, ()))

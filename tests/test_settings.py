@@ -1,0 +1,94 @@
+"""What the user sets of a config: what would change nothing, or can't be meant, ends in one line that says what to set instead."""
+
+import pytest
+from commands import WULEWULE, last_line, run, xtuner
+from mmengine.config import Config
+
+from xtuner_wulewule import paths
+from xtuner_wulewule.settings import READ_ONCE, check_value
+
+CONFIGS = [name for name in paths.config_paths() if name.startswith("wulewule")]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_places_have_the_values_of_the_names(name):
+    config = Config.fromfile(paths.config_paths()[name])
+    text = config.text
+    for key, place in READ_ONCE.items():
+        if place is None or f"\n{key} = " not in text:
+            continue
+        found = config
+        for part in place.split("."):
+            found = found[part]
+        value = config[key]
+        assert (list(found) == list(value)) if key in ("betas", "data_files") else (found == value), key
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_plain_value_of_a_config_is_known(name):
+    """Either nothing changes where it is set afterwards, and `READ_ONCE` has it, or something reads it from the config."""
+    config = Config.fromfile(paths.config_paths()[name])
+    read = {"log_level", "load_from", "resume", "evaluation_inputs", "gate", "custom_hooks", "SYSTEM"}
+    plain = {key for key, value in config.items() if not isinstance(value, dict) and not callable(value)}
+    assert plain - read <= set(READ_ONCE), plain - read - set(READ_ONCE)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("lr=1e-9", "--cfg-options lr: lr is used only while the config is read, so nothing would change; set optim_wrapper.optimizer.lr"),
+        ("dtype=float16", "change it in a copy of the config: xtuner copy-cfg NAME ."),
+        ("optim_wrapper.optimizer.lr=abc", "--cfg-options optim_wrapper.optimizer.lr=abc: it is a number, such as 0.0015"),
+        ("optim_wrapper.optimizr.lr=1", "there is no optimizr; optim_wrapper.optimizer.lr is meant, perhaps"),
+        ("foo", "--cfg-options foo: expected KEY=VALUE"),
+    ],
+)
+def test_xtuner_train_refuses_what_cannot_be_meant(option, message, tmp_path):
+    result = xtuner("train", "wulewule_sft_tiny", "--work-dir", "work", "--cfg-options", option, folder=tmp_path)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert last_line(result.stderr).startswith("xtuner-wulewule: error: ") and message in last_line(result.stderr)
+
+
+@pytest.mark.parametrize("work_dir", ["/proc/work", "file", "file/work"])
+def test_work_dir_that_cannot_be_written(work_dir, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    result = xtuner("train", "wulewule_sft_tiny", "--work-dir", work_dir, folder=tmp_path)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert last_line(result.stderr).startswith(f"xtuner-wulewule: error: --work-dir {work_dir} cannot be written: ")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_wulewule_run_refuses_what_changes_nothing(tmp_path):
+    command = [WULEWULE, "run", "--size", "tiny", "--out", "out", "--set"]
+    result = run([*command, "max_epochs=1"], tmp_path)
+    assert result.returncode == 1 and last_line(result.stderr).endswith("so nothing would change; set train_cfg.max_epochs")
+    unknown = run([*command, "nope=1"], tmp_path)
+    assert unknown.returncode == 1 and "optim_wrapper" in unknown.stderr and " lr," not in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train_cfg.max_iters", 5),
+        ("train_cfg.max_epochs", None),
+        ("model.lora.r", 32),
+        ("model.checkpointing", "full"),
+        ("model.llm.attn_implementation", "sdpa"),
+        ("optim_wrapper.optimizer.lr", 1),
+        ("custom_hooks.5.every_n_iters", None),
+        ("custom_hooks", []),
+        ("new.key", "x"),
+    ],
+)
+def test_what_can_be_meant_is_taken(key, value):
+    for name in CONFIGS:
+        config = Config.fromfile(paths.config_paths()[name])
+        check_value(config._cfg_dict, key, value, key)
+
+
+def test_configs_of_others_stay_as_they_are(tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text("lr = 1\n")
+    config = Config.fromfile(str(file))
+    config.merge_from_dict(dict(lr=2))
+    assert config.lr == 2

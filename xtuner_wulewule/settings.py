@@ -1,0 +1,94 @@
+"""What the user sets of a config on the command line: keys that would change nothing, misspelt ones, and words where numbers belong."""
+
+import difflib
+import functools
+from numbers import Real
+
+from xtuner_wulewule.errors import SettingsError
+
+DATA = "train_dataloader.dataset"
+ALIKE = 0.85  # ratio of difflib from which a key that is not there is taken for a misspelt one
+# names in PART 1 of a config, used while it is read -> the setting that gets the value; None where there are several, or it is too late
+READ_ONCE = {
+    "accumulative_counts": "optim_wrapper.accumulative_counts",
+    "batch_size": "train_dataloader.batch_size",
+    "betas": "optim_wrapper.optimizer.betas",
+    "data_dir": None,
+    "data_files": f"{DATA}.data_files",
+    "dtype": None,
+    "evaluation_freq": None,
+    "held_out": f"{DATA}.held_out",
+    "lr": "optim_wrapper.optimizer.lr",
+    "max_epochs": "train_cfg.max_epochs",
+    "max_length": f"{DATA}.max_length",
+    "max_norm": "optim_wrapper.clip_grad.max_norm",
+    "pretrained_model_name_or_path": None,
+    "prompt_template": None,
+    "save_steps": "default_hooks.checkpoint.interval",
+    "save_total_limit": "default_hooks.checkpoint.max_keep_ckpts",
+    "system_dropout": f"{DATA}.system_dropout",
+    "weight_decay": "optim_wrapper.optimizer.weight_decay",
+}
+
+
+def check_key(key, option):
+    """Raise SettingsError where a key that the user sets is one of `READ_ONCE`.
+
+    Args:
+        key (str): as "lr" or "optim_wrapper.optimizer.lr".
+        option (str): what was typed, for the message: "--set lr".
+    """
+    if key not in READ_ONCE:
+        return
+    place = READ_ONCE[key]
+    further = f"set {place}" if place else "change it in a copy of the config: xtuner copy-cfg NAME ."
+    raise SettingsError(f"{option}: {key} is used only while the config is read, so nothing would change; {further}")
+
+
+def check_value(config, key, value, option):
+    """Raise SettingsError where a key is a misspelt one, or where a number is replaced by something else.
+
+    Args:
+        config (mmengine.config.ConfigDict): what is set.
+        key (str): as "optim_wrapper.optimizer.lr".
+        value (object): what it is to be.
+        option (str): what was typed, for the message.
+    """
+    path = key.split(".")
+    for number, part in enumerate(path):
+        if isinstance(config, (list, tuple)) and part.isdigit() and int(part) < len(config):
+            config = config[int(part)]
+            continue
+        if not isinstance(config, dict):
+            return
+        if part not in config:
+            meant = difflib.get_close_matches(part, list(config), 1, ALIKE)
+            if meant:
+                right = ".".join([*path[:number], meant[0], *path[number + 1 :]])
+                raise SettingsError(f"{option}: there is no {part}; {right} is meant, perhaps")
+            return
+        config = config[part]
+    if isinstance(config, Real) and not isinstance(config, bool) and value is not None and not isinstance(value, Real):
+        raise SettingsError(f"{option}={value}: it is a number, such as {config}")
+
+
+def watch(config):
+    """Let mmengine's `Config` check `--cfg-options` for a config of this package or a copy of one.
+
+    Args:
+        config (type): the class.
+    """
+    merge = config.merge_from_dict
+    if getattr(merge, "of_wulewule", False):
+        return
+
+    @functools.wraps(merge)
+    def checked(self, options, *args, **kwargs):
+        if "xtuner_wulewule" in (self.text or ""):
+            for key, value in options.items():
+                check_key(key, f"--cfg-options {key}")
+                check_value(self._cfg_dict, key, value, f"--cfg-options {key}")
+        return merge(self, options, *args, **kwargs)
+
+    checked.of_wulewule = True
+    config.merge_from_dict = checked
