@@ -123,7 +123,7 @@ def test_a_small_adapter_counts_in_weights_of_4_bit():
     from bitsandbytes.functional import dequantize_4bit
 
     layers = [layer for layer in quantised(5e-5).modules() if generation._served(layer)]
-    assert len(layers) > 10
+    assert len(layers) == 4  # peft adapts queries and values where no layers are named; the model has two layers
     for layer in layers:
         a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
         share = layer.scaling["default"] * b @ a

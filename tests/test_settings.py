@@ -1,11 +1,15 @@
 """What the user sets of a config: what would change nothing, or can't be meant, ends in one line that says what to set instead."""
 
+import errno
+
 import pytest
+import xtuner.registry  # noqa: F401  with it the plugin watches what is set
 from commands import WULEWULE, last_line, run, xtuner
 from mmengine.config import Config
 
 from xtuner_wulewule import paths
-from xtuner_wulewule.settings import READ_ONCE, check_value
+from xtuner_wulewule.errors import explain_options
+from xtuner_wulewule.settings import READ_ONCE
 
 CONFIGS = [name for name in paths.config_paths() if name.startswith("wulewule")]
 
@@ -58,6 +62,13 @@ def test_work_dir_that_cannot_be_written(work_dir, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_folder_beside_it_is_not_the_work_dir(tmp_path):
+    arguments = ["--work-dir", str(tmp_path / "work")]
+    for name, told in (("work", True), ("work/x", True), ("work2", False)):
+        error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / name))
+        assert (explain_options(error, arguments) is not None) == told, name
+
+
 def test_wulewule_run_refuses_what_changes_nothing(tmp_path):
     command = [WULEWULE, "run", "--size", "tiny", "--out", "out", "--set"]
     result = run([*command, "max_epochs=1"], tmp_path)
@@ -83,7 +94,11 @@ def test_wulewule_run_refuses_what_changes_nothing(tmp_path):
 def test_what_can_be_meant_is_taken(key, value):
     for name in CONFIGS:
         config = Config.fromfile(paths.config_paths()[name])
-        check_value(config._cfg_dict, key, value, key)
+        config.merge_from_dict({key: value})
+        found = config
+        for part in key.split("."):
+            found = found[int(part)] if part.isdigit() else found[part]
+        assert found == value
 
 
 def test_configs_of_others_stay_as_they_are(tmp_path):

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from pathlib import Path
 
 SHOWN_PROBLEMS = 5  # in an error that is one line
 
@@ -148,6 +149,9 @@ def explain_resume(error, arguments):
     return None
 
 
+NO_VALUE = "expected KEY=VALUE, for example train_dataloader.batch_size=8"
+
+
 def explain_options(error, arguments):
     """Return a `SettingsError` where one of `--cfg-options` has no value, or the folder of `--work-dir` can't be written; else None.
 
@@ -160,11 +164,12 @@ def explain_options(error, arguments):
             if item.startswith("--"):
                 break
             if "=" not in item:
-                return SettingsError(f"--cfg-options {item}: expected KEY=VALUE, for example train_dataloader.batch_size=8")
-    folder = value_of(arguments, "--work-dir")
-    if folder and isinstance(error, OSError) and error.filename and error.strerror:
-        if os.path.abspath(os.fsdecode(error.filename)).startswith(os.path.abspath(folder)):
-            return SettingsError(f"--work-dir {folder} cannot be written: {error.strerror}; name another folder, or mend this one")
+                return SettingsError(f"--cfg-options {item}: {NO_VALUE}")
+    work_dir = value_of(arguments, "--work-dir")
+    if work_dir and isinstance(error, OSError) and error.filename and error.strerror:
+        folder = Path(os.path.abspath(work_dir))
+        if Path(os.path.abspath(os.fsdecode(error.filename))).is_relative_to(folder):
+            return SettingsError(f"--work-dir {work_dir} cannot be written: {error.strerror}; name another folder, or mend this one")
     return None
 
 

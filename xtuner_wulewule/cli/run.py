@@ -5,7 +5,8 @@ from pathlib import Path
 
 from xtuner_wulewule import paths
 from xtuner_wulewule.cli.eval import add_gate_argument, add_persona_arguments
-from xtuner_wulewule.errors import SettingsError, StepError
+from xtuner_wulewule.errors import NO_VALUE, SettingsError, StepError
+from xtuner_wulewule.settings import READ_ONCE, check_key
 
 BASES = {"1_8b": "internlm/internlm2_5-1_8b-chat", "7b": "internlm/internlm2_5-7b-chat", "tiny": None}
 
@@ -93,7 +94,7 @@ def read_settings(args):
     if args.nproc < 1:
         raise SettingsError(f"--nproc {args.nproc}: at least 1")
     options = {stage: [] for stage in stages}
-    numbers = ((args.epochs, "train_cfg.max_epochs", "--epochs", int), (args.lr, "optim_wrapper.optimizer.lr", "--lr", float))
+    numbers = ((args.epochs, READ_ONCE["max_epochs"], "--epochs", int), (args.lr, READ_ONCE["lr"], "--lr", float))
     for value, key, name, kind in numbers:
         for stage, number in per_stage(value, stages, name, kind).items():
             options[stage].append(f"{key}={number}")
@@ -101,7 +102,7 @@ def read_settings(args):
         key, equals, _ = item.partition("=")
         stage, colon, key = key.rpartition(":")
         if not equals or not key:
-            raise SettingsError(f"--set {item}: expected KEY=VALUE, for example train_dataloader.batch_size=8")
+            raise SettingsError(f"--set {item}: {NO_VALUE}")
         if colon and stage not in stages:
             raise SettingsError(f"--set {item}: {stage} is not a stage of this run ({', '.join(stages)})")
         for one in (stage,) if colon else stages:
@@ -156,8 +157,6 @@ def read_gate(args, stages, options):
 def _check_key(key, config, item):
     """Raise SettingsError where nothing would change: a key that is no setting of the config, or is used only while that is read."""
     import ast
-
-    from xtuner_wulewule.settings import READ_ONCE, check_key
 
     check_key(key, f"--set {item}")
     tree = ast.parse(Path(config).read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from xtuner_wulewule.errors import SettingsError
+from xtuner_wulewule.settings import READ_ONCE
 
 GIB = 2**30
 # bytes for each parameter of a nf4 model with double quantisation, with its constants
@@ -137,7 +138,7 @@ def check_step(step, settings):
     if step.kind != "train" or "BitsAndBytesConfig" not in text:
         return
     free = free_gpu_memory()
-    tokens = setting(text, options, "max_length", "max_length", 2048)
+    tokens = setting(text, options, "max_length", READ_ONCE["max_length"], 2048)
     wanted = training_memory(config, tokens, rank, least=True)
     if free is not None and free < wanted:
         raise SettingsError(
