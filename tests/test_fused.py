@@ -13,9 +13,9 @@ from xtuner.model import SupervisedFinetune
 from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.model import finetune
 from xtuner_wulewule.model.fused import math, shapes
-from xtuner_wulewule.model.fused.decoder import Decoder
+from xtuner_wulewule.model.fused.decoder import Decoder, Saved
 from xtuner_wulewule.model.fused.linear import Branch, Linears
-from xtuner_wulewule.model.fused.step import CHUNK, IGNORED, LENGTHS, OPTIMIZER_BYTES, RESERVE, Batch, FusedStep
+from xtuner_wulewule.model.fused.step import CHECKPOINTING, CHUNK, IGNORED, LENGTHS, OPTIMIZER_BYTES, RESERVE, Batch, FusedStep
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -45,14 +45,51 @@ def test_loss_and_gradients_are_those_of_the_plain_model(name, documents):
     assert_equal(model, plain_twin(model), batch(documents=documents))
 
 
-@pytest.mark.parametrize("name", ["internlm2", "qwen2"])
-def test_matrix_products_in_bf16(name):
+@pytest.mark.parametrize(("resident", "checkpointing"), [(False, "none"), *((True, level) for level in CHECKPOINTING)])
+@pytest.mark.parametrize("name", ["internlm2", "llama", "qwen2"])
+def test_matrix_products_in_bf16(name, resident, checkpointing):
     model = tune(name, fused=True)
-    loss, exact = grads(plain_twin(model), batch(documents=True))
-    model._step = FusedStep(model.llm, torch.bfloat16, compiled=False)
-    rounded, found = grads(model, batch(documents=True))
-    assert rounded == pytest.approx(float(loss), rel=1e-2) and rounded != loss
-    assert max(float((found[key] - exact[key]).norm() / exact[key].norm()) for key in exact) < 0.1
+    plain = plain_twin(model)
+    model._step = FusedStep(model.llm, torch.bfloat16, compiled=False, resident=False)
+    for _ in range(2):  # the adapters are taken anew in each step
+        loss, exact = grads(plain, batch(documents=True))
+        rounded, found = grads(model, batch(documents=True))
+        assert rounded == pytest.approx(float(loss), rel=1e-2) and rounded != loss
+        assert max(float((found[key] - exact[key]).norm() / exact[key].norm()) for key in exact) < 0.1
+        if resident:
+            model._step.decoder.make_resident()
+        model._step.decoder.checkpointing = checkpointing
+        for one, two in zip(model.parameters(), plain.parameters(), strict=True):
+            if one.requires_grad:
+                one.data.mul_(-1.5)
+                two.data.mul_(-1.5)
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_nothing_keeps_what_is_computed_again(checkpointing, monkeypatch):
+    """With B beside the weights, A x is a part of their input's tensor: to keep the one must not keep the other."""
+    kept, forget = [], Saved.forget
+
+    def measured(saved, level):
+        forget(saved, level)
+        tensors = [saved.x, saved.wide, *saved.normed, *(saved.heads or ()), saved.attended]
+        tensors += [one for branch in (saved.qkv, saved.o, saved.up, saved.down) for one in (branch.inner, branch.joint)]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
+        kept.append(sum(storages.values()))
+
+    model = tune("internlm2", fused=True)
+    model._step = FusedStep(model.llm, torch.bfloat16, compiled=False, resident=True)
+    decoder = model._step.decoder
+    model(batch())
+    monkeypatch.setattr(Saved, "forget", measured)
+    decoder.checkpointing = checkpointing
+    model(batch())
+    layer, tokens = decoder.layers[0], batch()["input_ids"].numel()
+    inner = 2 * sum(len(linears.a) for linears in layer.linears)
+    width = layer.qkv.width
+    full, half = decoder.residual.itemsize * width, 2 * (2 * width + sum(layer.qkv.outs) + layer.o.width)
+    assert layer.up.beside is not None and kept
+    assert max(kept) <= tokens * (inner + (full if checkpointing == "full" else half))
 
 
 def test_plain_twin_is_xtuners_model():
@@ -207,7 +244,8 @@ def test_compiled_functions_serve_many_lengths(monkeypatch):
     backward = math.Kernels(compiled=True).rms_norm_backward
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     for tokens in (8, 16, 24, 32):
-        backward(*torch.randn(3, tokens, 16), torch.ones(tokens, 1), torch.ones(16))
+        grad, passed_by, normed = torch.randn(3, tokens, 16)
+        backward(grad, None, passed_by, normed, torch.ones(tokens, 1), torch.ones(16))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled + 4
 
 
@@ -378,11 +416,13 @@ def test_memory_is_taken_for_time_where_more_rows_than_by_default_are_wanted_and
         """Whether a step does so that has the memory for eight rows, the weights and `spare` times what it would take."""
         step = FusedStep(model.llm, torch.float32, compiled=False, resident=True, **arguments)
         needed = RESERVE + OPTIMIZER_BYTES * sum(p.numel() for p in step.parameters) + step.decoder.head_bytes()
-        whole, more = step.decoder.roomy_bytes()
-        step._plan(1024, needed + step.decoder.weight_bytes() + step.decoder.token_bytes("none") * 8192 + spare * (whole + more * 8192))
+        rows = (step.decoder.token_bytes("none") + spare * step.decoder.roomy_bytes()) * 8192
+        step._plan(1024, needed + step.decoder.weight_bytes() + rows)
         assert step.tokens == 8192 or step.tokens == 4096 == arguments["tokens"]
         return step.decoder.roomy
 
+    model = tune("llama", fused=True)
+    assert not roomy(9, tokens=8192)  # without dropout there is nothing to keep
     model = tune("llama", adapter=lora(lora_dropout=0.1), fused=True)
     assert roomy(1, tokens=8192)
     assert not roomy(0.9, tokens=8192)
@@ -391,14 +431,14 @@ def test_memory_is_taken_for_time_where_more_rows_than_by_default_are_wanted_and
 
 
 def test_memory_that_runs_out_is_first_taken_from_what_saves_time(monkeypatch):
-    model, said = tune("llama", fused=True), []
+    model, said = tune("llama", adapter=lora(lora_dropout=0.1), fused=True), []
     monkeypatch.setattr("mmengine.logging.print_log", lambda text, **_: said.append(text))
     step = model._step = FusedStep(model.llm, torch.float32, compiled=False, resident=True, tokens=8192)
     step._plan(1024, 2**50)
-    assert "once more for the backward" in said[0]
+    assert "what dropout leaves kept" in said[0] and any(linears.keep for linears in step.decoder.linears)
     step._step_down(1024)
-    assert step.tokens == 8192 and not step.decoder.roomy and "once more" not in said[1]
-    assert all(linears.beside is None and not linears.keep for linears in step.decoder.linears)
+    assert step.tokens == 8192 and not step.decoder.roomy and "what dropout" not in said[1]
+    assert not any(linears.keep for linears in step.decoder.linears)
     step._step_down(1024)
     assert step.tokens == 4096
 
@@ -407,7 +447,8 @@ def test_memory_that_runs_out_is_first_taken_from_what_saves_time(monkeypatch):
 @pytest.mark.parametrize("rate", [0.0, 1e-9], ids=["plain", "dropout"])  # the latter drops nothing, but takes the way of dropout
 @pytest.mark.parametrize("adapted", [(0, 1, 2), (0, 2)], ids=["all", "some"])
 @pytest.mark.parametrize("bias", [False, True], ids=["without", "bias"])
-def test_a_small_adapter_counts_in_bf16(rate, adapted, bias, device):
+@pytest.mark.parametrize("joint", [False, True], ids=["apart", "joint"])
+def test_a_small_adapter_counts_in_bf16(rate, adapted, bias, device, joint):
     """In the first updates B A is smaller than a step of bf16 at the weight, and its product at the output: neither may round it away."""
     torch.manual_seed(0)
     layers = [torch.nn.Linear(256, 96, bias=bias, dtype=torch.bfloat16).requires_grad_(False) for _ in range(3)]
@@ -415,14 +456,15 @@ def test_a_small_adapter_counts_in_bf16(rate, adapted, bias, device):
     layers = list(get_peft_model(torch.nn.Sequential(*layers), adapter).to(device).base_model.model)
     for place in adapted:
         layers[place].lora_B["default"].weight.data.normal_(0, 5e-5)
-    linears = Linears(layers, torch.bfloat16, 16, rate)
-    x = torch.randn(512, 256, dtype=torch.bfloat16).to(device)
+    linears, branch = Linears(layers, torch.bfloat16, 16, rate, joint=joint), Branch()
     for kept, trained, factor in linears.adapters_now():
         kept.copy_(trained * factor)
     linears.make_resident()
     linears.begin_step()
-    y, share = linears.forward(x, Branch(), math.Kernels(compiled=False))
-    found = (y.float() + share.float()).split(96, 1)
+    x = linears.input(512, branch).normal_()
+    y, share = linears.forward(x, branch, math.Kernels(compiled=False))
+    assert (share is None) == joint
+    found = (y.float() if share is None else y.float() + share.float()).split(96, 1)
     for place in adapted:
         base = layers[place].base_layer
         frozen = torch.nn.functional.linear(x.float(), base.weight.float(), None if base.bias is None else base.bias.float())
@@ -433,8 +475,16 @@ def test_a_small_adapter_counts_in_bf16(rate, adapted, bias, device):
 
 
 COS, SIN = (wave(torch.linspace(0, 6, 256)[:, None] * torch.arange(1, 9).repeat(2)) for wave in (torch.cos, torch.sin))
+
+
+def _normed(y, share):
+    normed = torch.empty(256, 96)
+    math.add_rms_norm(torch.zeros(256, 96), y, share, torch.ones(96), 1e-6, normed)
+    return normed
+
+
 READERS = {
-    "norm": lambda y, share: math.add_rms_norm(torch.zeros(256, 96), y, share, torch.ones(96), 1e-6, torch.float32)[1],
+    "norm": _normed,
     "loss": lambda y, share: math.cross_entropy(y, share, torch.arange(256) % 96, torch.tensor(1.0))[1],
     # queries and keys: the values are rounded once more
     **{

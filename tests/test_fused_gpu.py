@@ -1,5 +1,7 @@
 """The fused step on a GPU: compiled, recorded, in bf16. Skipped on machines without one."""
 
+from itertools import product
+
 import pytest
 import torch
 from fused_models import batch, grads, lora, tune
@@ -109,13 +111,14 @@ def test_kernels_are_those_of_pytorch():
     assert_same(kernels.add_dropped_product(*arguments), plain.add_dropped_product(*arguments))
     part = random(tokens, width + 2 * rank)[:, :width]  # as a product with more columns leaves it
     assert_same(kernels.add_dropped_product(part, *arguments[1:]), plain.add_dropped_product(part, *arguments[1:]))
-    for one, rate in ((mask, p), (None, 0.0)):
-        arguments = wide, outer, b, one, a, rate
-        for found, expected in zip(kernels.swiglu_project(*arguments), plain.swiglu_project(*arguments), strict=True):
-            assert_same(found, expected)
-    for second, one, rate in ((b, mask, p), (b, None, 0.0), (None, None, 0.0)):
+    for second, (one, rate), spare in product((b, None), ((mask, p), (None, 0.0)), (0, rank)):
+        arguments = wide, outer, second, one, a, rate
+        act, expected_act = (random(tokens, width + spare)[:, :width] for _ in range(2))
+        assert_same(kernels.swiglu_project(*arguments, act), plain.swiglu_project(*arguments, expected_act))
+        assert_same(act, expected_act)
+    for second, third, (one, rate) in product((b, None), (a, None), ((mask, p), (None, 0.0))):
         for first in (x, part):
-            arguments = first, wide, outer, second, one, a, inner, rate
+            arguments = first, wide, outer, second, one, third, inner, rate
             for found, expected in zip(kernels.swiglu_backward(*arguments), plain.swiglu_backward(*arguments), strict=True):
                 assert_same(found, expected)
 
@@ -164,7 +167,7 @@ def test_more_memory_for_the_backward(rate):
         expected_loss, expected = amp_grads(small, data)
         assert float(loss) == pytest.approx(float(expected_loss), rel=2e-3)
         assert rate or distance(found, expected) < 0.02
-    assert large._step.decoder.roomy and not small._step.decoder.roomy
+    assert large._step.decoder.roomy == (rate > 0) and not small._step.decoder.roomy
 
 
 def test_memory_that_runs_out_makes_the_micro_batches_smaller(monkeypatch):

@@ -10,11 +10,16 @@ import torch
 from xtuner_wulewule.model.fused.math import OLDEST_TRITON, triton_release
 
 SCRIPT = """
+from itertools import product
+
 import torch
 from xtuner_wulewule.model.fused import kernels, math
 
 def same(found, expected):
     assert found.shape == expected.shape and (found - expected).norm() <= 1e-6 * expected.norm()
+
+def wider(x):
+    return torch.cat([x, x], 1)[:, : x.shape[1]]
 
 torch.manual_seed(0)
 tokens, width, rank, p = 128, 192, 16, 0.1
@@ -29,19 +34,17 @@ arguments = x, outer, torch.randn(2 * rank, width), masks, p
 same(kernels.add_dropped_product(*arguments), math.add_dropped_product(*arguments))
 part = torch.randn(tokens, width + 2 * rank)[:, :width]  # as a product with more columns leaves it
 same(kernels.add_dropped_product(part, *arguments[1:]), math.add_dropped_product(part, *arguments[1:]))
-for one, rate in ((mask, p), (None, 0.0)):
-    arguments = wide, outer, b, one, a, rate
-    for found, expected in zip(kernels.swiglu_project(*arguments), math.swiglu_project(*arguments)):
-        same(found, expected)
-for first, second, one, rate in (
-    *((first, b, mask, p) for first in (x, part)),
-    *((first, second, None, 0.0) for first in (x, part) for second in (b, None)),
-):
-    arguments = first, wide, outer, second, one, a, inner, rate
+acts = torch.empty(tokens, width), torch.empty(tokens, width + 32)[:, :width]
+for outers, second, one, rate, act in product((outer, wider(outer)), (b, None), (mask, None), (p,), acts):
+    arguments = wide, outers, second, one, a, rate if one is not None else 0.0
+    expected_act = torch.empty(tokens, width)
+    same(kernels.swiglu_project(*arguments, act), math.swiglu_project(*arguments, expected_act))
+    same(act, expected_act)
+for first, second, third, one in product((x, part), (b, None), (a, None), (mask, None)):
+    arguments = first, wide, outer, second, one, third, inner, p if one is not None else 0.0
     for found, expected in zip(kernels.swiglu_backward(*arguments), math.swiglu_backward(*arguments)):
         same(found, expected)
 # inputs of other strides, as parts of larger products
-wider = lambda x: torch.cat([x, x], 1)[:, : x.shape[1]]
 arguments = x, wide, wider(outer), b, mask, a, wider(inner), 0.1
 for found, expected in zip(kernels.swiglu_backward(*arguments), math.swiglu_backward(*arguments)):
     same(found, expected)

@@ -27,8 +27,9 @@ class Layer:
     def __init__(self, parts, dtype, kernels, lora):
         self.norms, self.kernels, self.dtype, self.rate = parts.norms, kernels, dtype, lora["rate"]
         self.heads, self.layout = parts.heads, parts.layout
-        self.qkv, self.o = (Linears(group, dtype, **lora) for group in (parts.qkv, parts.o))
-        self.up, self.down = (Linears(group, dtype, **lora, complete=True) for group in (parts.up, parts.down))
+        self.qkv = Linears(parts.qkv, dtype, **lora, joint=True)
+        self.o = Linears(parts.o, dtype, **lora)  # attention writes its input, and wants its gradient in one piece
+        self.up, self.down = (Linears(group, dtype, **lora, complete=True, joint=True) for group in (parts.up, parts.down))
         self.linears = (self.qkv, self.o, self.up, self.down)
 
     def forward(self, x, y, place, checkpointing):
@@ -46,12 +47,14 @@ class Layer:
         x = self._norm(saved, 1, x, self._out(saved))
         self._widen(saved)
         y = self.down.forward(self._act(saved), saved.down, self.kernels)
+        saved.down.leave_input()
         saved.forget(checkpointing)
         return x, y, saved
 
     def _norm(self, saved, number, x, y):
-        norm = self.norms[number]
-        x, saved.normed[number], saved.scales[number] = self.kernels.add_rms_norm(x, *y, norm.weight, norm.variance_epsilon, self.dtype)
+        norm, (linears, branch) = self.norms[number], ((self.qkv, saved.qkv), (self.up, saved.up))[number]
+        normed = saved.normed[number] = linears.input(len(x), branch)
+        x, saved.scales[number] = self.kernels.add_rms_norm(x, *y, norm.weight, norm.variance_epsilon, normed)
         return x
 
     def _attention(self, saved, place):
@@ -65,15 +68,20 @@ class Layer:
         return self.o.forward(saved.attended.detach().flatten(1), saved.o, self.kernels)
 
     def _widen(self, saved):
-        saved.wide, _ = self.up.forward(saved.normed[1], saved.up, self.kernels, apart=True)
+        saved.wide, _ = self.up.forward(saved.normed[1], saved.up, self.kernels, later=True)
 
     def _act(self, saved):
         if self.down.merged:
             return self.kernels.swiglu(saved.wide)
         branch, down = saved.down, self.down
         branch.masks = self.kernels.draw_masks(saved.wide[:, : down.width], 1, self.rate) if self.rate else None
-        act, branch.inner = self.kernels.swiglu_project(saved.wide, saved.up.inner, self.up.b, branch.masks, down.a, self.rate)
+        act = down.input(len(saved.wide), branch)
+        branch.inner = self.kernels.swiglu_project(saved.wide, saved.up.inner, self._b_of_up(), branch.masks, down.a, self.rate, act)
         return act
+
+    def _b_of_up(self):
+        """Return the B of gate and up where SwiGLU has to add what their adapters give, else None."""
+        return self.up.b if self.up.apart else None
 
     def _again(self, saved, place):
         """Compute what was not kept."""
@@ -94,36 +102,38 @@ class Layer:
             first (bool): whether the layer reads the embeddings, which are not trained.
         """
         self._again(saved, place)
-        grad = self._norm_backward(saved, 1, self._feed_backward(grad, saved), grad)
-        of_attended = self._backward_of(self.o, grad, saved.o, saved.attended.detach().flatten(1))
+        grad = self._norm_backward(saved, 1, *self._feed_backward(grad, saved), grad)
+        of_attended = self.o.add_adapters(*self._backward_of(self.o, grad, saved.o, saved.attended.detach().flatten(1)))
         of_heads = torch.autograd.grad(saved.attended, saved.heads, of_attended.view_as(saved.attended))
         saved.attended = saved.heads = None
         of_qkv = getattr(self.kernels, f"join_{self.layout}")(*of_heads, place.cos, place.sin, self.heads)
         of_normed = self._backward_of(self.qkv, of_qkv, saved.qkv, saved.normed[0], first)
-        return None if first else self._norm_backward(saved, 0, of_normed, grad)
+        return None if first else self._norm_backward(saved, 0, *self.qkv.share(*of_normed), grad)
 
     def _backward_of(self, linears, grad, branch, x, first=False):
-        """Return the gradient of the input x of linear layers, and add those of their adapters."""
+        """Add the gradients of the adapters of linear layers; return what `Linears.share` takes, for the gradient of their input x."""
         of_inner, of_x = (linears.inner_gradient(grad), None) if first else linears.input_gradients(grad)
         linears.add_gradient_of_b(grad, branch.inner)
         linears.add_gradient_of_a(x, of_inner, branch, self.kernels)
-        return None if first else linears.add_adapters(of_x, of_inner, branch.masks, self.kernels)
+        return of_x, of_inner, branch.masks, self.kernels
 
     def _feed_backward(self, grad, saved):
         up, down, branch = self.up, self.down, saved.down
-        of_inner, of_act = down.input_gradients(grad, apart=True)
+        of_inner, of_act = down.input_gradients(grad)
         down.add_gradient_of_b(grad, branch.inner)
-        b = None if up.merged else up.b
-        of_wide, sums = self.kernels.swiglu_backward(of_act, saved.wide, saved.up.inner, b, branch.masks, down.a, of_inner, self.rate)
+        a = None if down.merged else down.a
+        inputs = saved.wide, saved.up.inner, self._b_of_up(), branch.masks
+        of_wide, sums = self.kernels.swiglu_backward(of_act, *inputs, a, of_inner, self.rate)
         saved.wide = saved.up.inner = None  # the latter may be a part of the former
         for total, part in zip((down.grad_a, *up.grad_b), sums, strict=True):
             total += part
         of_inner, of_normed = up.input_gradients(of_wide)
         up.add_gradient_of_a(saved.normed[1], of_inner, saved.up, self.kernels)
-        return up.add_adapters(of_normed, of_inner, saved.up.masks, self.kernels)
+        return up.share(of_normed, of_inner, saved.up.masks, self.kernels)
 
-    def _norm_backward(self, saved, number, of_normed, grad):
-        return self.kernels.rms_norm_backward(of_normed, grad, saved.normed[number], saved.scales[number], self.norms[number].weight)
+    def _norm_backward(self, saved, number, of_normed, share, grad):
+        norm = self.norms[number]
+        return self.kernels.rms_norm_backward(of_normed, share, grad, saved.normed[number], saved.scales[number], norm.weight)
 
 
 class Saved:
@@ -138,8 +148,11 @@ class Saved:
         """Drop what will be computed again, and x where nothing is."""
         if checkpointing != "none":
             self.wide = None
-            self.up.inner = self.up.inner.contiguous()  # it may be a part of `wide`
+            if self.up.joint is None:
+                self.up.inner = self.up.inner.contiguous()  # it may be a part of `wide`
         if checkpointing == "full":
+            for branch in (self.qkv, self.up):
+                branch.leave_input()
             self.heads = self.attended = None
             self.normed, self.scales = [None, None], [None, None]
         else:
@@ -166,7 +179,7 @@ class Decoder:
 
     Attributes:
         resident (bool): whether the weights are kept dequantised.
-        roomy (bool): whether more memory is taken for time: see `Linears.beside` and `Linears.keep`.
+        roomy (bool): whether memory is taken for time: what dropout leaves is kept for the backward (`Linears.keep`).
         checkpointing (str): see `Layer.forward`.
     """
 
@@ -209,8 +222,8 @@ class Decoder:
         return grads
 
     def weight_bytes(self):
-        """Return the bytes (int) that the layers' weights take dequantised."""
-        return sum(sum(linears.outs) * linears.width * self.dtype.itemsize for layer in self.layers for linears in layer.linears)
+        """Return the bytes (int) that the layers' weights take dequantised, with what they have beside them."""
+        return sum(linears.resident_bytes() for layer in self.layers for linears in layer.linears)
 
     def head_bytes(self):
         """Return the bytes (int) that the logits of a chunk need."""
@@ -224,30 +237,18 @@ class Decoder:
                 linears.make_resident()
 
     def make_roomy(self, roomy=True):
-        """Take more memory for time from now on, or no longer: only where the weights are resident and nothing is computed again."""
+        """Keep what dropout leaves from now on, or no longer: only where nothing is computed again."""
         self.roomy = roomy
-        for layer in self.layers:
-            for linears in self._with_b_beside(layer):
-                if self.resident:
-                    linears.make_resident(beside=roomy)
-            for linears in (layer.qkv, layer.o, layer.up):  # SwiGLU's kernels drop what `down` takes
-                linears.keep = roomy
+        for linears in self._dropping():
+            linears.keep = roomy
 
-    def _with_b_beside(self, layer):
-        """Return the linear layers of a layer that get B beside their weights where memory is taken for time.
-
-        Not `o`: attention's backward wants its gradient in one piece. Without dropout only where a kernel adds the adapters' share.
-        """
-        return (layer.qkv, layer.up, layer.down) if layer.rate or layer.down.merged else (layer.down,)
+    def _dropping(self):
+        """Return the linear layers whose dropped input can be kept; SwiGLU's kernels drop what `down` takes."""
+        return [linears for layer in self.layers for linears in (layer.qkv, layer.o, layer.up) if linears.rate]
 
     def roomy_bytes(self):
-        """Return the bytes (int) that `make_roomy` takes, and those that a token then takes besides `token_bytes`."""
-        half, whole, token = self.dtype.itemsize, 0, 0
-        for layer in self.layers:
-            whole += sum(half * linears.height * len(linears.a) for linears in self._with_b_beside(layer))
-            dropped = [linears for linears in (layer.qkv, layer.o, layer.up) if linears.rate]
-            token += sum(half * linears.width * len(linears.ranks) for linears in dropped)
-        return whole, token
+        """Return the bytes (int) that a token takes besides `token_bytes` after `make_roomy`, 0 where there is nothing to keep."""
+        return sum(self.dtype.itemsize * linears.width * len(linears.ranks) for linears in self._dropping())
 
     def token_bytes(self, checkpointing):
         """Return the bytes (int) that a token takes: what the layers keep, and the most that one of them needs besides."""
@@ -290,7 +291,8 @@ class Decoder:
 
     def _loss(self, x, y, targets, weight, picked):
         norm, head, k = self.parts.norm, self.head, self.kernels
-        normed, scale = k.add_rms_norm(x, *y, norm.weight, norm.variance_epsilon, self.dtype)[1:]
+        normed = torch.empty_like(x, dtype=self.dtype)
+        scale = k.add_rms_norm(x, *y, norm.weight, norm.variance_epsilon, normed)[1]
         of_normed, loss = torch.zeros_like(normed), torch.zeros((), device=x.device)
         for places in picked.split(CHUNK):
             seen, branch = normed[places], Branch()
@@ -300,7 +302,7 @@ class Decoder:
             head.add_gradient_of_b(of_logits, branch.inner)
             head.add_gradient_of_a(seen, of_inner, branch, k)
             of_normed.index_copy_(0, places, head.add_adapters(of_seen, of_inner, branch.masks, k))
-        return loss, k.rms_norm_backward(of_normed, torch.zeros_like(normed), normed, scale, norm.weight)
+        return loss, k.rms_norm_backward(of_normed, None, torch.zeros_like(normed), normed, scale, norm.weight)
 
 
 def lora_of(layers):

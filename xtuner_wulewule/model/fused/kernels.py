@@ -4,6 +4,8 @@ gradients of queries, keys and values turned back and joined.
 Each large tensor is read and written once; apart, LoRA's products would read it again. A program takes TOKENS x CHANNELS values.
 """
 
+import os
+
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +17,7 @@ JOINS = "join_grouped join_listed"
 CHANNELS, TOKENS = 64, 64  # multiples that widths and numbers of tokens must have
 RANKS = 16, 32, 64  # more does not fit the registers
 BLOCK = 1024
-MANY = 8192  # tokens
+ASSEMBLY = torch.version.cuda is not None and os.environ.get("TRITON_INTERPRET") != "1"  # of Nvidia's cards
 ROPED = 8  # tokens whose queries, keys and values a program joins
 
 
@@ -79,38 +81,49 @@ def _add_dropped_product(
 
 
 @triton.jit
+def _held(x):
+    # what made x of 16 bits is not computed once more in the layout of a product's operand, which Triton does, at 1.6 times the time
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
+
+
+@triton.jit
 def _swiglu_project(
     wide,
     stride,
     outer,
+    outer_stride,
     b,
     mask,
     a,
     act,
+    act_stride,
     inner,
     scale,
     tokens,
     SPAN: tl.constexpr,
     WIDTH: tl.constexpr,
     RANK: tl.constexpr,
+    ADAPTED: tl.constexpr,
     DROPPED: tl.constexpr,
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
     rank = tl.arange(0, RANK)
-    at_gate = tl.load(outer + token[:, None] * (2 * RANK) + rank[None, :])
-    at_up = tl.load(outer + token[:, None] * (2 * RANK) + RANK + rank[None, :])
+    if ADAPTED:
+        at_gate = tl.load(outer + token[:, None] * outer_stride + rank[None, :])
+        at_up = tl.load(outer + token[:, None] * outer_stride + RANK + rank[None, :])
     total = tl.zeros([TOKENS, RANK], tl.float32)
     for begin in range(0, SPAN, CHANNELS):
         channel = tl.program_id(1) * SPAN + begin + tl.arange(0, CHANNELS)
         place = token[:, None] * stride + channel[None, :]
-        weight = b + channel[:, None] * RANK + rank[None, :]
-        gate = tl.load(wide + place).to(tl.float32) + tl.dot(at_gate, tl.trans(tl.load(weight)), input_precision="ieee")
-        up = tl.load(wide + place + WIDTH).to(tl.float32)
-        up += tl.dot(at_up, tl.trans(tl.load(weight + WIDTH * RANK)), input_precision="ieee")
+        gate, up = tl.load(wide + place).to(tl.float32), tl.load(wide + place + WIDTH).to(tl.float32)
+        if ADAPTED:
+            weight = b + channel[:, None] * RANK + rank[None, :]
+            gate += tl.dot(at_gate, tl.trans(tl.load(weight)), input_precision="ieee")
+            up += tl.dot(at_up, tl.trans(tl.load(weight + WIDTH * RANK)), input_precision="ieee")
         value = (gate * tl.sigmoid(gate) * up).to(act.dtype.element_ty)
-        tl.store(act + token[:, None] * WIDTH + channel[None, :], value)
+        tl.store(act + token[:, None] * act_stride + channel[None, :], value)
         if DROPPED:
             value = tl.where(_kept(mask, token, channel, WIDTH), value, 0.0)
         total = tl.dot(value, tl.trans(tl.load(a + rank[:, None] * WIDTH + channel[None, :])), total, input_precision="ieee")
@@ -137,7 +150,9 @@ def _swiglu_backward(
     WIDTH: tl.constexpr,
     RANK: tl.constexpr,
     ADAPTED: tl.constexpr,
+    SHARED: tl.constexpr,
     DROPPED: tl.constexpr,
+    HELD: tl.constexpr,
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -146,6 +161,7 @@ def _swiglu_backward(
     if ADAPTED:
         weight = b + channel[:, None] * RANK + rank[None, :]
         b_gate, b_up = tl.trans(tl.load(weight)), tl.trans(tl.load(weight + WIDTH * RANK))
+    if SHARED:
         down = tl.load(a + rank[:, None] * WIDTH + channel[None, :])
     # gradients of A and B lie channels first: tensor cores take products of 64 rows at once, and a rank is often less
     of_a = tl.zeros([CHANNELS, RANK], tl.float32)
@@ -162,9 +178,11 @@ def _swiglu_backward(
         if ADAPTED:
             gate += tl.dot(at_gate, b_gate, input_precision="ieee")
             up += tl.dot(at_up, b_up, input_precision="ieee")
+        if DROPPED:
+            kept = _kept(mask, token, channel, WIDTH)
+        if SHARED:
             share = tl.dot(back, down, input_precision="ieee") * scale
             if DROPPED:
-                kept = _kept(mask, token, channel, WIDTH)
                 share = tl.where(kept, share, 0.0)
             grad += share
         sigmoid = tl.sigmoid(gate)
@@ -177,6 +195,8 @@ def _swiglu_backward(
         act = (silu * up).to(of_wide.dtype.element_ty)
         if DROPPED:
             act = tl.where(kept, act, 0.0)
+        if HELD:
+            act = _held(act)
         of_a = tl.dot(tl.trans(act), back, of_a, input_precision="ieee")
         of_b_gate = tl.dot(tl.trans(of_gate), at_gate, of_b_gate, input_precision="ieee")
         of_b_up = tl.dot(tl.trans(of_up), at_up, of_b_up, input_precision="ieee")
@@ -266,34 +286,40 @@ def add_dropped_product(x, inner, a, masks, p):
     return out
 
 
-def swiglu_project(wide, outer, b, mask, a, p):
+def swiglu_project(wide, outer, b, mask, a, p, act):
     """As `math.swiglu_project`."""
     tokens, width, rank = len(wide), wide.shape[1] // 2, len(a)
-    act = torch.empty(tokens, width, dtype=wide.dtype, device=wide.device)
-    channels = 2 * CHANNELS if width % (2 * CHANNELS) == 0 else CHANNELS
+    given = dict(ADAPTED=b is not None, DROPPED=mask is not None)
+    light = b is None and wide.dtype != torch.float32  # three stages of fp32 would not fit the shared memory
+    wider = width % (2 * CHANNELS) == 0 and not (light and mask is not None)
+    channels, stages = 2 * CHANNELS if wider else CHANNELS, 3 if light else 2  # the fastest of a dozen on an H100, as in `swiglu_backward`
     parts = _parts(width, channels, 4)
     inner = torch.empty(parts, tokens, rank, device=wide.device)
-    shape = dict(SPAN=width // parts, WIDTH=width, RANK=rank, DROPPED=mask is not None, TOKENS=TOKENS, CHANNELS=channels)
+    shape = dict(SPAN=width // parts, WIDTH=width, RANK=rank, TOKENS=TOKENS, CHANNELS=channels)
     _swiglu_project[(tokens // TOKENS, parts)](
-        wide, wide.stride(0), outer, b, mask, a, act, inner, 1 / (1 - p), tokens, **shape, num_stages=2
+        *(wide, wide.stride(0), outer, outer.stride(0), b, mask, a, act, act.stride(0), inner, 1 / (1 - p), tokens),
+        **given,
+        **shape,
+        num_stages=stages,
     )
-    return act, inner.sum(0).to(wide.dtype)
+    return inner.sum(0).to(wide.dtype)
 
 
 def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
     """As `math.swiglu_backward`."""
-    (tokens, width), rank, adapted, dropped = of_act.shape, len(a), b is not None, mask is not None
+    (tokens, width), rank = of_act.shape, of_inner.shape[1]
+    adapted, half = b is not None, wide.dtype != torch.float32
+    given = dict(ADAPTED=adapted, SHARED=a is not None, DROPPED=mask is not None, HELD=half and mask is None and ASSEMBLY)
     parts = _parts(tokens, TOKENS, 8)
     of_wide = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
     grads = torch.empty(parts, 3, rank, width, device=wide.device)
-    # the fastest of a dozen on an H100
-    large = adapted or (tokens > MANY and wide.dtype != torch.float32)  # in fp32 it would not fit the shared memory
-    block, stages = TOKENS if large else TOKENS // 2, 2 if adapted else 3
-    shape = dict(SPAN=tokens // parts, WIDTH=width, RANK=rank, ADAPTED=adapted, DROPPED=dropped, TOKENS=block, CHANNELS=CHANNELS)
+    block, stages = (TOKENS, 2) if adapted else (TOKENS // 2, 3)
+    shape = dict(SPAN=tokens // parts, WIDTH=width, RANK=rank, TOKENS=block, CHANNELS=CHANNELS)
     grid = width // CHANNELS, parts
     _swiglu_backward[grid](
         *(of_act, of_act.stride(0), wide, wide.stride(0), outer, outer.stride(0), b, mask, a, of_inner, of_inner.stride(0)),
         *(of_wide, grads, 1 / (1 - p)),
+        **given,
         **shape,
         num_stages=stages,
     )

@@ -10,10 +10,16 @@ class Branch:
         masks (torch.Tensor | None): of their dropout, as of `math.draw_masks`; None without dropout.
         inner (torch.Tensor | None): A x of all of them side by side (T, adapters * rank).
         dropped (torch.Tensor | None): x with each of the masks (adapters, T, width), where memory is traded for time.
+        joint (torch.Tensor | None): x and A x in one tensor (T, width + adapters * rank), as `Linears.input` made it.
     """
 
     def __init__(self):
-        self.masks = self.inner = self.dropped = None
+        self.masks = self.inner = self.dropped = self.joint = None
+
+    def leave_input(self):
+        """Let the input be forgotten, but for A x."""
+        if self.joint is not None:
+            self.inner, self.joint = self.inner.contiguous(), None
 
 
 class Linears:
@@ -25,19 +31,21 @@ class Linears:
         rank (int): to which all adapters are filled up with zeros.
         rate (float): of LoRA's dropout.
         complete (bool): whether a layer without an adapter gets one of zeros, which is not trained.
+        joint (bool): whether resident weights have B beside them, where it is not merged.
 
     Attributes:
         parameters (list[torch.nn.Parameter]): A and B of each layer that has them.
         a (torch.Tensor): A of the adapters, one below the other (adapters * rank, width).
-        b (torch.Tensor): their B, scaled (sum of outs with an adapter, rank).
+        b (torch.Tensor | None): their B, scaled (sum of outs with an adapter, rank); None where it is beside the weights.
+        b_parts (list[torch.Tensor]): B of each adapter, scaled (its outs, rank).
         merged (bool): whether the weights hold B A: in fp32 and without dropout. In bf16 the B A of the first updates is less than half a
             step between two numbers, and rounding would leave the weights as they were (docs/decisions.md).
         beside (torch.Tensor | None): the resident weights with the B of all adapters right of them (sum of outs, width + adapters *
-            rank): one product then gives both gradients of the backward, that of x and that of A x.
+            rank): one product with x and A x gives the outputs, and one gives both gradients of the backward, that of x and that of A x.
         keep (bool): keep `Branch.dropped` for the backward.
     """
 
-    def __init__(self, layers, dtype, rank, rate, complete=False):
+    def __init__(self, layers, dtype, rank, rate, complete=False, joint=False):
         self.bases = [getattr(layer, "base_layer", layer) for layer in layers]
         self.outs = [base.out_features for base in self.bases]
         self.width, self.rank, self.rate = self.bases[0].in_features, rank, rate
@@ -56,6 +64,7 @@ class Linears:
         self.b_parts = self.b.split([self.outs[number] for number in adapted]) if adapted else ()
         self.grad_a, self.grad_b = None, []
         self.merged = rate == 0.0 and dtype == torch.float32
+        self.joint = joint and bool(adapted) and not self.merged
         self.resident = self.beside = None
         self.keep = False
         self.height = sum(self.outs) + self.merged * len(self.a)
@@ -71,19 +80,21 @@ class Linears:
     def _shaped(self, parts):
         return [next(parts).view(self.a.shape), *(next(parts).view(self.rank, len(b)) for b in self.b_parts)]
 
-    def make_resident(self, beside=False):
-        """Keep the weights in `dtype` from now on, instead of dequantising them for each use; with `beside`, B right of them."""
-        self.resident = self.beside = None  # before the others take memory
-        beside = beside and bool(self.ranks)
-        if self._only() is None or beside:
-            self.resident = self._filled(len(self.a) * beside)
-        if beside:
-            self.beside = self.resident[: sum(self.outs)]
-            self._fill_beside()
+    def make_resident(self):
+        """Keep the weights in `dtype` from now on, instead of dequantising them for each use; with B beside them where they are `joint`."""
+        if self.joint:
+            # transposed: products with rows of an odd length are slower (docs/decisions.md)
+            whole = torch.zeros(self.width + len(self.a), self.height, dtype=self.dtype, device=self.device).t()
+            self._fill(whole)
+            places = [whole[rows, self.width :][:, rank] for rows, rank in zip(self.rows, self.ranks, strict=True)]
+            torch._foreach_copy_(places, self.b_parts)
+            self.b, self.b_parts, self.resident, self.beside = None, places, whole, whole
+        elif self._only() is None:
+            self.resident = self._filled()
 
-    def _fill_beside(self):
-        for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
-            self.beside[rows, self.width :][:, rank].copy_(b)
+    def resident_bytes(self):
+        """Return the bytes (int) that `make_resident` takes."""
+        return sum(self.outs) * (self.width + self.joint * len(self.a)) * self.dtype.itemsize
 
     def _bias(self):
         if all(base.bias is None for base in self.bases):
@@ -103,8 +114,6 @@ class Linears:
         """Bring the resident weights to the adapters as they are kept now."""
         if self.resident is not None and self.merged and self.parameters:
             self._fill(self.resident)
-        if self.beside is not None:
-            self._fill_beside()
 
     def gradients(self, parts):
         """Return the gradients of `parameters`, each with the number by which it is still to be multiplied, None where by none.
@@ -120,9 +129,8 @@ class Linears:
                 found += [(of_a[rank][:size], None), (part[:size].t(), layer.scaling["default"])]
         return found
 
-    def _filled(self, columns=0):
-        weight = torch.empty(self.height, self.width + columns, dtype=self.dtype, device=self.device)
-        weight[:, self.width :].zero_()
+    def _filled(self):
+        weight = torch.empty(self.height, self.width, dtype=self.dtype, device=self.device)
         self._fill(weight)
         return weight
 
@@ -154,7 +162,7 @@ class Linears:
         return weight if alone and state is None and weight.dtype == self.dtype else None
 
     def _weight(self):
-        """Return what `_fill` writes."""
+        """Return what `_fill` writes (height, width)."""
         kept = self.resident if self.resident is not None else self._only()
         return self._filled() if kept is None else kept[:, : self.width]
 
@@ -162,50 +170,72 @@ class Linears:
         """Return what x is multiplied with (sum of outs, width): the frozen weights, plus the adapters' B A where they are merged."""
         return self._weight()[: sum(self.outs)]
 
-    def forward(self, x, branch, kernels, apart=False):
+    @property
+    def apart(self):
+        """Whether (bool) what the adapters add does not come with the product of the weights: neither merged into them nor beside them."""
+        return bool(self.ranks) and not self.merged and self.beside is None
+
+    def input(self, tokens, branch):
+        """Return a tensor (tokens, width) into which the input of `forward` is to be written; where B is beside the weights, a part of one
+        that has room for A x."""
+        columns = 0 if self.beside is None else len(self.a)
+        whole = torch.empty(tokens, self.width + columns, dtype=self.dtype, device=self.device)
+        branch.joint = whole if columns else None
+        return whole[:, : self.width]
+
+    def forward(self, x, branch, kernels, later=False):
         """Return the outputs side by side (T, sum of outs), and what the adapters add to them, None where there is nothing to be added.
 
         Who reads them adds both in fp32. cuBLAS adds a matrix only after its product was rounded to bf16, and most of a small share would
         be lost (docs/decisions.md).
 
         Args:
-            x (torch.Tensor): (T, width).
+            x (torch.Tensor): (T, width), as of `input` where B is beside the weights.
             branch (Branch): of the adapters; where it is empty the masks are drawn and A x computed.
             kernels (math.Kernels): how to compute.
-            apart (bool): where they are not merged leave the adapters' share to the caller, who has A x, which may be a part of the
-                outputs' tensor.
+            later (bool): leave what is `apart` to the caller, who has A x, which may be a part of the outputs' tensor.
         """
         if self.merged or not self.ranks:
-            return self._forward_merged(x, branch, apart), None
+            return self._forward_merged(x, branch, later), None
         if branch.inner is None:
             branch.masks = kernels.draw_masks(x, len(self.ranks), self.rate) if self.rate else None
             branch.inner = self._project(x, branch, kernels)
-        weight = self.weight().t()
+        if branch.joint is None:
+            weight = self.weight().t()
+        else:
+            beside = branch.joint[:, self.width :]
+            if branch.inner.data_ptr() != beside.data_ptr():
+                beside.copy_(branch.inner)
+            x, weight = branch.joint, self.beside.t()
         y = x @ weight if self.bias is None else torch.addmm(self.bias, x, weight)
-        if apart:
-            return y, None
+        return y, self._share(branch.inner, y) if self.apart and not later else None
+
+    def _share(self, inner, y):
         share = torch.empty_like(y)
         if len(self.rows) < len(self.outs):
             share.zero_()
         for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
-            torch.mm(branch.inner[:, rank], b.t(), out=share[:, rows])
-        return y, share
+            torch.mm(inner[:, rank], b.t(), out=share[:, rows])
+        return share
 
-    def _forward_merged(self, x, branch, apart):
+    def _forward_merged(self, x, branch, later):
         both = x @ self._weight().t()
         y = both[:, : sum(self.outs)]
         if self.bias is not None:
             y += self.bias
         if self.ranks and branch.inner is None:
             branch.inner = both[:, sum(self.outs) :]
-            if not apart:
+            if not later:
                 branch.inner = branch.inner.contiguous()  # `both` need not be kept for it
         return y
 
     def _project(self, x, branch, kernels):
+        if branch.joint is None:
+            inner = torch.empty(len(x), len(self.a), dtype=self.dtype, device=self.device)
+        else:
+            inner = branch.joint[:, self.width :]
         if branch.masks is None:
-            return x @ self.a.t()
-        inner = torch.empty(len(x), len(self.a), dtype=self.dtype, device=self.device)
+            return torch.mm(x, self.a.t(), out=inner)
         dropped = kernels.drop(x, branch.masks, self.rate)
         branch.dropped = dropped if self.keep else None
         for rank, part in zip(self.ranks, dropped, strict=True):
@@ -221,26 +251,21 @@ class Linears:
             torch.mm(grad[:, rows], b, out=inner[:, rank])
         return inner
 
-    def input_gradients(self, grad, apart=False):
-        """Return what `inner_gradient` returns, and the gradient of x (T, width), for `add_adapters` to complete.
+    def input_gradients(self, grad):
+        """Return what `inner_gradient` returns, and the gradient of x (T, width), without the share of adapters that are not merged.
 
         Both may be parts of one tensor.
 
         Args:
             grad (torch.Tensor): that of the outputs (T, sum of outs).
-            apart (bool): leave the share of adapters to the caller where they are not merged, without dropout, too.
         """
         if self.beside is not None:
             both = grad @ self.beside
             return both[:, self.width :], both[:, : self.width]
-        of_inner = self.inner_gradient(grad)
-        if self.merged or self.rate or apart or not self.ranks:
-            return of_inner, grad @ self.weight()
-        # rounded twice, as XTuner's: what is lost of the adapters' share is far less than what rounding adds to a gradient anyway
-        return of_inner, (of_inner @ self.a).addmm_(grad, self.weight())
+        return self.inner_gradient(grad), grad @ self.weight()
 
-    def add_adapters(self, of_x, of_inner, masks, kernels):
-        """Return the gradient of x (T, width).
+    def share(self, of_x, of_inner, masks, kernels):
+        """Return the gradient of x (T, width), and what is still to be added to it, None where there is nothing.
 
         Args:
             of_x (torch.Tensor): as `input_gradients` returned it.
@@ -248,7 +273,16 @@ class Linears:
             masks (torch.Tensor | None): of the `Branch`.
             kernels (math.Kernels): how to compute.
         """
-        return of_x if masks is None else kernels.add_dropped_product(of_x, of_inner, self.a, masks, self.rate)
+        if masks is not None:
+            return kernels.add_dropped_product(of_x, of_inner, self.a, masks, self.rate), None
+        return of_x, of_inner @ self.a if self.ranks and not self.merged else None
+
+    def add_adapters(self, of_x, of_inner, masks, kernels):
+        """As `share`, but return one tensor, the sum; `of_x` may be changed to it."""
+        if masks is None and self.ranks and not self.merged:
+            # rounded twice, as XTuner's: what is lost of the adapters' share is far less than what rounding adds to a gradient anyway
+            return of_x.addmm_(of_inner, self.a)
+        return self.share(of_x, of_inner, masks, kernels)[0]
 
     def add_gradient_of_a(self, x, of_inner, branch, kernels):
         """Add the gradient of A; x is the input (T, width), `branch` that of the forward, the others are as for `add_adapters`."""

@@ -16,20 +16,25 @@ def _added(x, share):
     return x.float() if share is None else x.float() + share.float()
 
 
-def add_rms_norm(x, y, share, weight, eps, dtype):
-    """Return x + y (T, channels), in the type of x; that normed: Zhang and Sennrich 2019; and its scale (T, 1), for the backward."""
+def add_rms_norm(x, y, share, weight, eps, normed):
+    """Return x + y (T, channels), in the type of x, and its scale (T, 1), for the backward; write it normed: Zhang and Sennrich 2019.
+
+    Args: besides
+        normed (torch.Tensor): where to write (T, channels).
+    """
     x = (x.float() + _added(y, share)).to(x.dtype)
     h = x.float()
     scale = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
-    return x, (weight * (h * scale)).to(dtype), scale
+    normed.copy_(weight * (h * scale))
+    return x, scale
 
 
-def rms_norm_backward(grad, passed_by, normed, scale, weight):
+def rms_norm_backward(grad, share, passed_by, normed, scale, weight):
     """Return the gradient of x (T, channels), that of the residual which passed by the norm added.
 
     x is not needed: x * scale is `normed` / weight.
     """
-    g, n = grad.float(), normed.float()
+    g, n = _added(grad, share), normed.float()
     h = torch.where(weight == 0, 0.0, n / weight)
     of_x = passed_by.float() + scale * (g * weight - h * (g * n).mean(-1, keepdim=True))
     return of_x.to(grad.dtype)
@@ -41,31 +46,35 @@ def swiglu(both):
     return (torch.nn.functional.silu(gate) * up).to(both.dtype)
 
 
-def swiglu_project(wide, outer, b, mask, a, p):
-    """Return SwiGLU of two adapted projections (T, channels), and what the next adapter takes of it (T, rank).
+def swiglu_project(wide, outer, b, mask, a, p, act):
+    """Write SwiGLU of two adapted projections; return what the next adapter takes of it (T, rank).
 
     Args:
-        wide (torch.Tensor): gate and up without LoRA (T, 2 * channels).
+        wide (torch.Tensor): gate and up (T, 2 * channels), without LoRA where there is a b.
         outer (torch.Tensor): A x of both adapters (T, 2 * rank), with their dropout.
-        b (torch.Tensor): B of both (2 * channels, rank).
+        b (torch.Tensor | None): B of both (2 * channels, rank).
         mask (torch.Tensor | None): of the next adapter's dropout, as `draw_masks` drew it (1, T / 8, channels); None without dropout.
         a (torch.Tensor): A of the next adapter (rank, channels).
         p (float): rate of the dropout.
+        act (torch.Tensor): where to write (T, channels).
     """
-    act = swiglu(_adapted(wide, outer, b)).to(wide.dtype)
-    return act, _dropped(act, mask, p) @ a.t()
+    value = swiglu(wide if b is None else _adapted(wide, outer, b)).to(wide.dtype)
+    act.copy_(value)
+    return _dropped(value, mask, p) @ a.t()
 
 
 def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
     """Return the gradient of `wide`, and those of A of the next adapter and of B of both, transposed (3, rank, channels), in fp32.
 
-    Args: as of `swiglu_project`, with None as b where the adapters are merged into the weights, and
-        of_act (torch.Tensor): the gradient of SwiGLU's result (T, channels), the adapter's share left out where there is a b.
+    Args: as of `swiglu_project`, and
+        of_act (torch.Tensor): the gradient of SwiGLU's result (T, channels), the next adapter's share left out where there is an a.
+        a (torch.Tensor | None): A of the next adapter (rank, channels).
         of_inner (torch.Tensor): that of what the next adapter took (T, rank).
     """
     adapted, grad = wide.float(), of_act.float()
     if b is not None:
         adapted = _adapted(wide, outer, b)
+    if a is not None:
         grad = grad + _dropped(of_inner @ a, mask, p).float()
     gate, up = adapted.chunk(2, -1)
     sigmoid = torch.sigmoid(gate)

@@ -147,11 +147,11 @@ class FusedStep:
         if self.resident is True or (self.resident == "auto" and gains and a_token * wanted + weights <= free):
             self.decoder.make_resident()
             free -= weights
-            whole, more = self.decoder.roomy_bytes()
+            more = self.decoder.roomy_bytes()
             large = self.tokens > TOKENS and self.decoder.checkpointing == "none"
-            if large and (a_token + more) * self.tokens + whole <= free:
+            if large and more and (a_token + more) * self.tokens <= free:
                 self.decoder.make_roomy()
-                free, a_token = free - whole, a_token + more
+                a_token += more
         self.tokens = max(tokens, min(self.tokens, int(free / a_token)))
         self._tell(tokens)
 
@@ -177,7 +177,7 @@ class FusedStep:
         from mmengine.logging import print_log
 
         weights = "kept dequantised" if self.decoder.resident else "dequantised for each use"
-        weights += ", once more for the backward" if self.decoder.roomy else ""
+        weights += ", what dropout leaves kept" if self.decoder.roomy else ""
         rows = max(1, self.tokens // tokens)
         text = f"{before}Fused step: {rows} rows at a time, checkpointing {self.decoder.checkpointing}, weights {weights}"
         print_log(text, logger="current", level=logging.WARNING if before else logging.INFO)
