@@ -42,6 +42,15 @@ def test_every_plain_value_of_a_config_is_known(name):
     [
         ("lr=1e-9", "--cfg-options lr: lr is used only while the config is read, so nothing would change; set optim_wrapper.optimizer.lr"),
         ("dtype=float16", "change it in a copy of the config: xtuner copy-cfg NAME ."),
+        (
+            "train_dataset.max_length=64",
+            "train_dataset.max_length is used only while the config is read, so nothing would change; "
+            "set train_dataloader.dataset.max_length",
+        ),
+        (
+            "tokenizer.padding_side=left",
+            "tokenizer.padding_side is used only while the config is read, so nothing would change; change it in",
+        ),
         ("optim_wrapper.optimizer.lr=abc", "--cfg-options optim_wrapper.optimizer.lr=abc: it is a number, such as 0.0015"),
         ("optim_wrapper.optimizr.lr=1", "there is no optimizr; optim_wrapper.optimizer.lr is meant, perhaps"),
         ("foo", "--cfg-options foo: expected KEY=VALUE"),
@@ -73,6 +82,8 @@ def test_wulewule_run_refuses_what_changes_nothing(tmp_path):
     command = [WULEWULE, "run", "--size", "tiny", "--out", "out", "--set"]
     result = run([*command, "max_epochs=1"], tmp_path)
     assert result.returncode == 1 and last_line(result.stderr).endswith("so nothing would change; set train_cfg.max_epochs")
+    result = run([*command, "sft:train_dataset.max_length=64"], tmp_path)
+    assert result.returncode == 1 and last_line(result.stderr).endswith("; set train_dataloader.dataset.max_length")
     unknown = run([*command, "nope=1"], tmp_path)
     assert unknown.returncode == 1 and "optim_wrapper" in unknown.stderr and " lr," not in unknown.stderr
 
@@ -99,6 +110,33 @@ def test_what_can_be_meant_is_taken(key, value):
         for part in key.split("."):
             found = found[int(part)] if part.isdigit() else found[part]
         assert found == value
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_hooks_hold_copies_of_changes_there_too(name):
+    config = Config.fromfile(paths.config_paths()[name])
+    config.merge_from_dict({"evaluation_inputs": ["one", "two"], **({"SYSTEM": "Be brief."} if "SYSTEM" in config else {})})
+    (hook,) = [hook for hook in config.custom_hooks if "evaluation_inputs" in hook]
+    assert hook.evaluation_inputs == config.evaluation_inputs == ["one", "two"]
+    assert hook.get("system") == config.get("SYSTEM") == ("Be brief." if "_sft_" in name else None)
+
+
+def test_what_is_set_of_a_hook_itself_goes_before():
+    config = Config.fromfile(paths.config_paths()["wulewule_sft_tiny"])
+    (number,) = [number for number, hook in enumerate(config.custom_hooks) if "evaluation_inputs" in hook]
+    config.merge_from_dict({"evaluation_inputs": ["one"], f"custom_hooks.{number}.evaluation_inputs": ["two"]})
+    assert (config.evaluation_inputs, config.custom_hooks[number].evaluation_inputs) == (["one"], ["two"])
+    config.merge_from_dict(dict(evaluation_inputs=["three"], custom_hooks=[]))
+    assert (config.evaluation_inputs, config.custom_hooks) == (["three"], [])
+
+
+def test_settings_that_are_read_are_taken(tmp_path):
+    """A config without a train_dataloader, as one of `framework = "huggingface"`: the trainer reads train_dataset itself."""
+    file = tmp_path / "config.py"
+    file.write_text('train_dataset = dict(type="xtuner_wulewule.dataset.build.build_wulewule_dataset", max_length=1)\n')
+    config = Config.fromfile(str(file))
+    config.merge_from_dict({"train_dataset.max_length": 2})
+    assert config.train_dataset.max_length == 2
 
 
 def test_configs_of_others_stay_as_they_are(tmp_path):

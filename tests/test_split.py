@@ -123,7 +123,7 @@ def test_each_setting_has_a_store_of_its_own(build):
 
 @pytest.mark.parametrize("setting", [{"held_out": 1}, {"held_out": -0.1}, {"held_out": "5%"}, {"system_dropout": 1.1}, {"held_out": True}])
 def test_what_is_not_a_share_is_refused(setting, build):
-    with pytest.raises(SettingsError, match=f"train_dataset.{next(iter(setting))} is .*; it must be a share of the rows"):
+    with pytest.raises(SettingsError, match=f"train_dataloader.dataset.{next(iter(setting))} is .*; it must be a share of the rows"):
         build(SFT_FILES, **setting)
 
 

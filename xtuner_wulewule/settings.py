@@ -8,7 +8,7 @@ from xtuner_wulewule.errors import SettingsError
 
 DATA = "train_dataloader.dataset"
 ALIKE = 0.85  # ratio of difflib from which a key that is not there is taken for a misspelt one
-# names in PART 1 of a config, used while it is read -> the setting that gets the value; None where there are several, or it is too late
+# names of a config that are used while it is read -> the setting that gets the value; None where there are several, or it is too late
 READ_ONCE = {
     "accumulative_counts": "optim_wrapper.accumulative_counts",
     "batch_size": "train_dataloader.batch_size",
@@ -27,21 +27,29 @@ READ_ONCE = {
     "save_steps": "default_hooks.checkpoint.interval",
     "save_total_limit": "default_hooks.checkpoint.max_keep_ckpts",
     "system_dropout": f"{DATA}.system_dropout",
+    "tokenizer": None,
+    "train_dataset": DATA,
     "weight_decay": "optim_wrapper.optimizer.weight_decay",
 }
+HOOKS = "custom_hooks"
+ASKED = {"evaluation_inputs": "evaluation_inputs", "SYSTEM": "system"}  # names that are read later, too -> the hooks' own copies
 
 
-def check_key(key, option):
-    """Raise SettingsError where a key that the user sets is one of `READ_ONCE`.
+def check_key(key, option, names):
+    """Raise SettingsError where a key that the user sets is one of `READ_ONCE`, or below one.
 
     Args:
         key (str): as "lr" or "optim_wrapper.optimizer.lr".
         option (str): what was typed, for the message: "--set lr".
+        names (Container[str]): the names in the config. One without the place that gets the value has another use for the name.
     """
-    if key not in READ_ONCE:
+    first, dot, rest = key.partition(".")
+    if first not in READ_ONCE:
         return
-    place = READ_ONCE[key]
-    further = f"set {place}" if place else "change it in a copy of the config: xtuner copy-cfg NAME ."
+    place = READ_ONCE[first]
+    if place and place.partition(".")[0] not in names:
+        return
+    further = f"set {place}{dot}{rest}" if place else "change it in a copy of the config: xtuner copy-cfg NAME ."
     raise SettingsError(f"{option}: {key} is used only while the config is read, so nothing would change; {further}")
 
 
@@ -72,8 +80,25 @@ def check_value(config, key, value, option):
         raise SettingsError(f"{option}={value}: it is a number, such as {config}")
 
 
+def with_copies(config, options):
+    """Return the options (dict) with those that set the hooks' copies of `ASKED`; what the user sets of the hooks goes before.
+
+    Args:
+        config (mmengine.config.ConfigDict): what is set.
+        options (dict): {key: value}.
+    """
+    copies = {
+        f"{HOOKS}.{number}.{theirs}": options[name]
+        for name, theirs in ASKED.items()
+        if name in options and HOOKS not in options  # else they are replaced as a whole
+        for number, hook in enumerate(config.get(HOOKS) or [])
+        if theirs in hook and hook[theirs] == config.get(name)
+    }
+    return {**copies, **options}
+
+
 def watch(config):
-    """Let mmengine's `Config` check `--cfg-options` for a config of this package or a copy of one.
+    """Let mmengine's `Config` check `--cfg-options` for a config of this package or a copy of one, and set the hooks' copies, too.
 
     Args:
         config (type): the class.
@@ -86,8 +111,9 @@ def watch(config):
     def checked(self, options, *args, **kwargs):
         if "xtuner_wulewule" in (self.text or ""):
             for key, value in options.items():
-                check_key(key, f"--cfg-options {key}")
+                check_key(key, f"--cfg-options {key}", self._cfg_dict)
                 check_value(self._cfg_dict, key, value, f"--cfg-options {key}")
+            options = with_copies(self._cfg_dict, options)
         return merge(self, options, *args, **kwargs)
 
     checked.of_wulewule = True

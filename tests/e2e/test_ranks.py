@@ -177,5 +177,5 @@ def test_data_set_is_built_once_on_each_machine(ranks):
 def test_other_rows_on_another_machine_end_all_ranks(ranks):
     folder, _ = ranks
     expected = "DataError: process 4 has other data files, or another tokenizer, than process 0; "
-    expected += "train_dataset.data_files and the model must be the same on all machines"
+    expected += "train_dataloader.dataset.data_files and the model must be the same on all machines"
     assert [said for said, _ in read(folder, "other_rows", 8)] == [expected] * 8

@@ -158,9 +158,9 @@ def _check_key(key, config, item):
     """Raise SettingsError where nothing would change: a key that is no setting of the config, or is used only while that is read."""
     import ast
 
-    check_key(key, f"--set {item}")
     tree = ast.parse(Path(config).read_text(encoding="utf-8"))
     names = {target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)}
+    check_key(key, f"--set {item}", names)
     first = key.partition(".")[0]
     if first not in names:
         settings = ", ".join(sorted(names - set(READ_ONCE)))

@@ -69,9 +69,9 @@ def build_wulewule_dataset(
     """
     split = Split(held_out, system_dropout, seed)
     if packing not in MODES:
-        raise SettingsError(f"train_dataset.packing is {packing!r}; it must be one of {', '.join(map(repr, MODES))}")
+        raise SettingsError(f"train_dataloader.dataset.packing is {packing!r}; it must be one of {', '.join(map(repr, MODES))}")
     if not isinstance(max_length, int) or max_length < 1:
-        raise SettingsError(f"train_dataset.max_length is {max_length!r}; it must be a positive number of tokens")
+        raise SettingsError(f"train_dataloader.dataset.max_length is {max_length!r}; it must be a positive number of tokens")
     files = existing_files(data_files, path)
     tokenizer, map_fn, template = _resolve(tokenizer, dataset_map_fn, template_map_fn)
     root = paths.cache_dir() / "datasets" if cache_dir is None else paths.expand(cache_dir)
@@ -222,7 +222,7 @@ def on_one_rank(make, key):
     if others:
         raise DataError(
             f"process {others[0]} has other data files, or another tokenizer, than process 0; "
-            "train_dataset.data_files and the model must be the same on all machines"
+            "train_dataloader.dataset.data_files and the model must be the same on all machines"
         )
 
 
@@ -247,7 +247,9 @@ def _resolve(tokenizer, map_fn, template):
     if isinstance(map_fn, str):
         found = MAP_FUNC.get(map_fn) or get_object_from_string(map_fn)
         if found is None:
-            raise SettingsError(f"train_dataset.dataset_map_fn is {map_fn!r}, which is neither registered nor the path of a function")
+            raise SettingsError(
+                f"train_dataloader.dataset.dataset_map_fn is {map_fn!r}, which is neither registered nor the path of a function"
+            )
         map_fn = found
     if isinstance(template, dict):
         template = BUILDER.build(template)

@@ -51,7 +51,7 @@ class Split:
         for name, most in (("held_out", "< 1"), ("system_dropout", "<= 1")):
             share = getattr(self, name)
             if isinstance(share, bool) or not isinstance(share, (int, float)) or not (0 <= share < 1 or (share == 1 and most == "<= 1")):
-                raise SettingsError(f"train_dataset.{name} is {share!r}; it must be a share of the rows: 0 <= {name} {most}")
+                raise SettingsError(f"train_dataloader.dataset.{name} is {share!r}; it must be a share of the rows: 0 <= {name} {most}")
 
     def holds_out(self, row):
         """Return whether a row (dict) is kept from the training (bool)."""
@@ -67,4 +67,4 @@ class Split:
     def check_rest(self, trained):
         """Raise DataError where no row is left to train; `trained` (int) are."""
         if not trained:
-            raise DataError(f"all rows are held out (train_dataset.held_out={self.held_out}); use more rows, or 0")
+            raise DataError(f"all rows are held out (train_dataloader.dataset.held_out={self.held_out}); use more rows, or 0")

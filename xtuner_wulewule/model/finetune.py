@@ -87,10 +87,12 @@ class WulewuleFinetune(SupervisedFinetune):
             if implementation not in ("sdpa", "eager"):
                 raise ModelError(
                     f"model.llm.attn_implementation is {implementation!r}, which lets packed documents see each other; remove it "
-                    "(SDPA keeps them apart), or set packing=None in train_dataset"
+                    "(SDPA keeps them apart), or set train_dataloader.dataset.packing=None"
                 )
             if get_sequence_parallel_world_size() > 1:
-                raise ModelError("sequence_parallel_size over 1 does not go with packed documents; set packing=None in train_dataset")
+                raise ModelError(
+                    "sequence_parallel_size over 1 does not go with packed documents; set train_dataloader.dataset.packing=None"
+                )
             dtype = self.llm.get_input_embeddings().weight.dtype
             data = {key: value for key, value in data.items() if key != "document_ids"}
             data["attention_mask"] = document_mask(document_ids, dtype)
