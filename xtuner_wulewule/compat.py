@@ -402,6 +402,37 @@ def _without_device_ids(init):
     return __init__
 
 
+def end_chat_with_input():
+    """XTuner's chat ends in a traceback where its input ends (Ctrl-D, a pipe without EXIT) and at Ctrl-C.
+
+    Guard: the program is XTuner's chat, which asks `input`; it gets one that answers what was still asked and then ends as EXIT does.
+    End: XTuner's chat ends with status 0 at the end of its input.
+    """
+    program = sys.modules["__main__"]
+    if not (getattr(program, "__file__", None) or "").replace(os.sep, "/").endswith("/xtuner/tools/chat.py"):
+        return False
+    program.input = _InputOfChat()  # type: ignore[attr-defined]
+    return True
+
+
+class _InputOfChat:
+    """`input` as XTuner's chat sees it: at the end of the input an empty line, which ends a question, then the end of the chat."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __call__(self):
+        try:
+            line = input() if sys.stdin is not None else None
+        except (EOFError, KeyboardInterrupt) as error:
+            line = "" if self.asked and isinstance(error, EOFError) else None
+        if line is None:
+            print("Log: Exit!")
+            sys.exit(0)
+        self.asked = line != ""
+        return line
+
+
 def parent_death_signal():
     """Return a function that asks for SIGTERM when this process's parent dies, safe between fork and exec; None where not on Linux."""
     if sys.platform != "linux":

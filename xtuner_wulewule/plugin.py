@@ -70,9 +70,10 @@ def add_dataset_formats(module):
 
 
 def add_system_templates(module):
-    """Add the system prompts to XTuner's SYSTEM_TEMPLATE."""
+    """Add the system prompts to XTuner's SYSTEM_TEMPLATE, and let the chat, which has imported it, end with its input."""
     for name, text in SYSTEM_TEMPLATES.items():
         module.SYSTEM_TEMPLATE.setdefault(name, text)
+    compat.end_chat_with_input()
 
 
 def add_to_registries(module):

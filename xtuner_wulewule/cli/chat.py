@@ -13,7 +13,7 @@ def add_parser(commands):
         "chat",
         help="talk to a merged model, with the template and the system prompt of its training",
         description="Start xtuner chat on a merged model with the InternLM2 template and the system prompt that the tuning used.",
-        epilog="an empty line ends your question; EXIT ends the chat, RESET begins a new one",
+        epilog="an empty line ends your question; EXIT, Ctrl-D and Ctrl-C end the chat, RESET begins a new one",
     )
     parser.add_argument("model", type=Path, help="folder of the merged model")
     parser.add_argument("--system", default=prompts.WULEWULE_SYSTEM, help="another system prompt; '' for none")
