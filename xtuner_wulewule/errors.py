@@ -106,15 +106,69 @@ def explain_missing_config(error, traceback):
         return None
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
-    frame = traceback.tb_frame
-    file = frame.f_code.co_filename.replace("\\", "/")
-    if "/xtuner/tools/" not in file:
-        return None
-    if file.endswith("/utils.py"):  # the checkpoint of --resume
+    file = _file_of(traceback)
+    if file.endswith(("/xtuner/tools/utils.py", "/xtuner/model/utils.py")):  # the checkpoint of --resume, or of pth_to_hf
         return SettingsError(f"{error}: there is no such checkpoint, neither a file nor a DeepSpeed folder")
+    if TOOLS not in file:
+        return None
     name = str(error).removeprefix("Cannot find ")
-    pattern = "deepspeed" if name == getattr(frame.f_locals.get("args"), "deepspeed", None) else "wulewule"
-    return SettingsError(f"{error}: there is no such file, and no packaged config of that name; see xtuner list-cfg -p {pattern}")
+    return _no_config(name, "deepspeed" if name == getattr(traceback.tb_frame.f_locals.get("args"), "deepspeed", None) else "wulewule")
+
+
+TOOLS = "/xtuner/tools/"
+
+
+def _file_of(traceback):
+    return traceback.tb_frame.f_code.co_filename.replace("\\", "/")
+
+
+def _no_config(name, pattern="wulewule"):
+    return SettingsError(
+        f"Cannot find {name}: there is no such file, and no packaged config of that name; see xtuner list-cfg -p {pattern}"
+    )
+
+
+def no_adapter(folder):
+    """Return the `ModelError` for a folder that holds no adapter."""
+    return ModelError(f"adapter folder {folder} has no adapter_config.json: give what xtuner convert pth_to_hf wrote")
+
+
+def explain_paths(error, traceback):
+    """Return a `WulewuleError` where one of XTuner's tools was given a config, model, adapter or target folder that can't be; else None.
+
+    Args:
+        error (BaseException): the exception.
+        traceback (types.TracebackType | None): its traceback.
+    """
+    while traceback is not None and not (TOOLS in _file_of(traceback) and "args" in traceback.tb_frame.f_locals):
+        traceback = traceback.tb_next
+    if traceback is None:
+        return None
+    given = vars(traceback.tb_frame.f_locals["args"])
+    if isinstance(error, KeyError) and error.args == (given.get("config_name"),):
+        return _no_config(*error.args)
+    target = given.get("save_dir")
+    if target and within(error, target):
+        return SettingsError(f"the folder {target} cannot be written: {error.strerror}; name another one, or mend this one")
+    model, adapter = given.get("model_name_or_path"), given.get("adapter_name_or_path") or given.get("adapter")
+    if adapter and isinstance(error, ValueError) and "Can't find 'adapter_config.json'" in str(error):
+        return no_adapter(adapter)
+    if not model or not isinstance(error, OSError | ValueError) or os.path.isfile(os.path.join(model, "config.json")):
+        return None
+    if os.path.isdir(model):
+        return ModelError(f"model folder {model} has no config.json: name the folder that holds the model")
+    if not isinstance(error, OSError) or error.errno is not None:  # the hub's client tells of what it can't find without a number
+        return None
+    return ModelError(
+        f"model {model!r} not found: there is no such folder and the hub does not give it; name the folder that holds the model"
+    )
+
+
+def within(error, folder):
+    """Return whether an error is that of a system call (bool) on a folder (str), or on something in it."""
+    if not isinstance(error, OSError) or not error.filename or not error.strerror:
+        return False
+    return Path(os.path.abspath(os.fsdecode(error.filename))).is_relative_to(os.path.abspath(folder))
 
 
 def explain_world_size(error):
@@ -166,10 +220,8 @@ def explain_options(error, arguments):
             if "=" not in item:
                 return SettingsError(f"--cfg-options {item}: {NO_VALUE}")
     work_dir = value_of(arguments, "--work-dir")
-    if work_dir and isinstance(error, OSError) and error.filename and error.strerror:
-        folder = Path(os.path.abspath(work_dir))
-        if Path(os.path.abspath(os.fsdecode(error.filename))).is_relative_to(folder):
-            return SettingsError(f"--work-dir {work_dir} cannot be written: {error.strerror}; name another folder, or mend this one")
+    if work_dir and within(error, work_dir):
+        return SettingsError(f"--work-dir {work_dir} cannot be written: {error.strerror}; name another folder, or mend this one")
     return None
 
 
@@ -192,7 +244,7 @@ def _tell_launcher(line):
 
 
 def install_excepthook():
-    """Show uncaught `WulewuleError`s, and an unknown config, as one line; every other exception keeps its traceback.
+    """Show uncaught `WulewuleError`s, and a user's mistakes that XTuner's tools meet, as one line; other exceptions keep their traceback.
 
     XTuner's tools let exceptions end the process, so the exit status is 1. `WULEWULE_TRACEBACK=1` keeps the traceback. In a run of several
     processes the line is left for the launcher, too.
@@ -210,6 +262,7 @@ def install_excepthook():
                 print(f"xtuner-wulewule: interrupted{launcher.go_on(sys.argv[1:])}", file=sys.stderr)
             return
         found = find_wulewule_error(error) or explain_missing_config(error, traceback) or explain_world_size(error)
+        found = found or explain_paths(error, traceback)
         found = found or explain_resume(error, sys.argv[1:]) or explain_options(error, sys.argv[1:])
         first = next(iter(str(error).strip().splitlines()), "")
         _tell_launcher(one_line(found) if found else f"{kind.__name__}: {first}".strip(": "))

@@ -59,6 +59,7 @@ def _register(registry, table):
 
 def add_configs(module):
     """Add the packaged configs to `xtuner.configs.cfgs_name_path`."""
+    errors.install_excepthook()  # `copy-cfg` imports nothing else of XTuner's
     for name, path in paths.config_paths().items():
         module.cfgs_name_path.setdefault(name, path)
 

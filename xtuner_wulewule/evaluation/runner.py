@@ -7,7 +7,7 @@ from pathlib import Path
 from xtuner_wulewule import __version__
 from xtuner_wulewule.compat import installed
 from xtuner_wulewule.dataset.progress import progress
-from xtuner_wulewule.errors import ModelError, SettingsError
+from xtuner_wulewule.errors import ModelError, SettingsError, no_adapter
 from xtuner_wulewule.evaluation import suites
 from xtuner_wulewule.evaluation.answers import Answers
 from xtuner_wulewule.evaluation.scorecard import scorecard
@@ -167,7 +167,7 @@ def _load(folder, adapter):
 
     file = Path(adapter) / "adapter_config.json"
     if not file.is_file():
-        raise ModelError(f"adapter folder {adapter} has no adapter_config.json: give what xtuner convert pth_to_hf wrote")
+        raise no_adapter(adapter)
     trained_on = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
     if os.path.isdir(trained_on) and os.path.realpath(trained_on) != os.path.realpath(folder):
         raise SettingsError(f"--adapter {adapter} was trained on {trained_on}, not on {folder}; evaluate {trained_on} with it")

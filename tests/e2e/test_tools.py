@@ -1,0 +1,59 @@
+"""XTuner's other tools, given what is not there or can't be written: one line, and every other error keeps its traceback."""
+
+import json
+
+import pytest
+from commands import last_line, xtuner
+
+from xtuner_wulewule.model.tiny import tiny_model
+
+NO_CONFIG = "Cannot find nope: there is no such file, and no packaged config of that name; see xtuner list-cfg -p wulewule"
+NO_CHECKPOINT = "Cannot find nope.pth: there is no such checkpoint, neither a file nor a DeepSpeed folder"
+NO_MODEL = "model 'nope' not found: there is no such folder and the hub does not give it; name the folder that holds the model"
+NO_ADAPTER = "adapter folder nope has no adapter_config.json: give what xtuner convert pth_to_hf wrote"
+
+
+def ends_with(message, arguments, folder):
+    result = xtuner(*arguments, folder=folder)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert last_line(result.stderr) == f"xtuner-wulewule: error: {message}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("copy-cfg", "nope", "."), NO_CONFIG),
+        (("convert", "pth_to_hf", "nope", "nope.pth", "out"), NO_CONFIG),
+        (("convert", "pth_to_hf", "wulewule_sft_tiny", "nope.pth", "out"), NO_CHECKPOINT),
+        (("convert", "merge", "nope", "nope", "out"), NO_MODEL),
+        (("convert", "merge", ".", "nope", "out"), "model folder . has no config.json: name the folder that holds the model"),
+        (("convert", "merge", tiny_model, "nope", "out"), NO_ADAPTER),
+        (("chat", "nope"), NO_MODEL),
+        (("chat", tiny_model, "--adapter", "nope"), NO_ADAPTER),
+    ],
+    ids=lambda value: " ".join(getattr(one, "__name__", one) for one in value) if isinstance(value, tuple) else "",
+)
+def test_what_is_not_there(arguments, message, tmp_path):
+    ends_with(message, [one() if callable(one) else one for one in arguments], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "why"), [("/proc/out", "No such file or directory"), ("file", "File exists"), ("file/out", "Not a directory")]
+)
+def test_target_that_cannot_be_written(target, why, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    ends_with(
+        f"the folder {target} cannot be written: {why}; name another one, or mend this one",
+        ("copy-cfg", "wulewule_sft_tiny", target),
+        tmp_path,
+    )
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_other_errors_keep_their_traceback(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "nothing"}))
+    (tmp_path / "broken.pth").write_text("no checkpoint")
+    for arguments in (("merge", "model", "nope", "out"), ("pth_to_hf", "wulewule_sft_tiny", "broken.pth", "out")):
+        result = xtuner("convert", *arguments, folder=tmp_path)
+        assert result.returncode == 1 and "Traceback" in result.stderr and "xtuner-wulewule: error" not in result.stderr
