@@ -52,6 +52,8 @@ def test_every_plain_value_of_a_config_is_known(name):
             "tokenizer.padding_side is used only while the config is read, so nothing would change; change it in",
         ),
         ("optim_wrapper.optimizer.lr=abc", "--cfg-options optim_wrapper.optimizer.lr=abc: it is a number, such as 0.0015"),
+        ("optim_wrapper.optimizer.lr=-1", "--cfg-options optim_wrapper.optimizer.lr=-1: it must be a number over 0"),
+        ("train_dataloader.batch_size=0", "--cfg-options train_dataloader.batch_size=0: it must be a whole number from 1 on"),
         ("optim_wrapper.optimizr.lr=1", "there is no optimizr; optim_wrapper.optimizer.lr is meant, perhaps"),
         ("foo", "--cfg-options foo: expected KEY=VALUE"),
     ],
@@ -60,6 +62,13 @@ def test_xtuner_train_refuses_what_cannot_be_meant(option, message, tmp_path):
     result = xtuner("train", "wulewule_sft_tiny", "--work-dir", "work", "--cfg-options", option, folder=tmp_path)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert last_line(result.stderr).startswith("xtuner-wulewule: error: ") and message in last_line(result.stderr)
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_seed_that_numpy_refuses(seed, tmp_path):
+    result = xtuner("train", "wulewule_sft_tiny", "--work-dir", "work", "--seed", seed, folder=tmp_path)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert last_line(result.stderr) == f"xtuner-wulewule: error: --seed {seed}: it must be a whole number from 0 to 4294967295"
 
 
 @pytest.mark.parametrize("work_dir", ["/proc/work", "file", "file/work"])
@@ -86,6 +95,37 @@ def test_wulewule_run_refuses_what_changes_nothing(tmp_path):
     assert result.returncode == 1 and last_line(result.stderr).endswith("; set train_dataloader.dataset.max_length")
     unknown = run([*command, "nope=1"], tmp_path)
     assert unknown.returncode == 1 and "optim_wrapper" in unknown.stderr and " lr," not in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--set", "optim_wrapper.optimizer.lr=-1"), "--set optim_wrapper.optimizer.lr=-1: it must be a number over 0"),
+        (("--set", "optim_wrapper.optimizer.lr=nan"), "--set optim_wrapper.optimizer.lr=nan: it must be a number over 0"),
+        (("--set", "sft:train_cfg.max_epochs=1.5"), "--set sft:train_cfg.max_epochs=1.5: it must be a whole number from 1 on"),
+        (("--set", "optim_wrapper.optimizer.weight_decay=-1"), "weight_decay=-1: it must be a number from 0 on"),
+        (("--seed", "-1"), "--seed -1: it must be a whole number from 0 to 4294967295"),
+        (
+            ("--deepspeed", "zero9"),
+            "Cannot find zero9: there is no such file, and no packaged config of that name; see xtuner list-cfg -p deepspeed",
+        ),
+        (
+            ("--deepspeed", "wulewule_sft_tiny"),
+            "--deepspeed wulewule_sft_tiny: it must be JSON: a name that xtuner list-cfg -p deepspeed shows, or a file",
+        ),
+    ],
+)
+def test_wulewule_run_refuses_what_cannot_be_meant(arguments, message, tmp_path):
+    result = run([WULEWULE, "run", "--size", "tiny", "--out", "out", *arguments], tmp_path)
+    assert result.returncode == 1 and "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+    assert last_line(result.stderr).startswith("xtuner-wulewule: error: ") and last_line(result.stderr).endswith(message)
+
+
+@pytest.mark.parametrize("name", ["deepspeed_zero1", "deepspeed_zero2_fp32", "mine.json"])
+def test_deepspeed_settings_that_are_there(name, tmp_path):
+    (tmp_path / "mine.json").write_text("{}")
+    result = run([WULEWULE, "run", "--size", "tiny", "--out", "out", "--deepspeed", name, "--dry-run"], tmp_path)
+    assert result.returncode == 0 and f"--deepspeed {name}" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def explain_missing_config(error, traceback):
     if TOOLS not in file:
         return None
     name = str(error).removeprefix("Cannot find ")
-    return _no_config(name, "deepspeed" if name == getattr(traceback.tb_frame.f_locals.get("args"), "deepspeed", None) else "wulewule")
+    return no_config(name, "deepspeed" if name == getattr(traceback.tb_frame.f_locals.get("args"), "deepspeed", None) else "wulewule")
 
 
 TOOLS = "/xtuner/tools/"
@@ -122,7 +122,8 @@ def _file_of(traceback):
     return traceback.tb_frame.f_code.co_filename.replace("\\", "/")
 
 
-def _no_config(name, pattern="wulewule"):
+def no_config(name, pattern="wulewule"):
+    """Return the `SettingsError` for a name that is none of a config; `pattern` (str) shows those that were meant."""
     return SettingsError(
         f"Cannot find {name}: there is no such file, and no packaged config of that name; see xtuner list-cfg -p {pattern}"
     )
@@ -146,7 +147,7 @@ def explain_paths(error, traceback):
         return None
     given = vars(traceback.tb_frame.f_locals["args"])
     if isinstance(error, KeyError) and error.args == (given.get("config_name"),):
-        return _no_config(*error.args)
+        return no_config(*error.args)
     target = given.get("save_dir")
     if target and within(error, target):
         return SettingsError(f"the folder {target} cannot be written: {error.strerror}; name another one, or mend this one")
@@ -203,11 +204,12 @@ def explain_resume(error, arguments):
     return None
 
 
+WRONG_SEED = "it must be a whole number from 0 to 4294967295"
 NO_VALUE = "expected KEY=VALUE, for example train_dataloader.batch_size=8"
 
 
 def explain_options(error, arguments):
-    """Return a `SettingsError` where one of `--cfg-options` has no value, or the folder of `--work-dir` can't be written; else None.
+    """Return a `SettingsError` where one of `--cfg-options` has no value, `--work-dir` can't be written or `--seed` can't be; else None.
 
     Args:
         error (BaseException): the exception.
@@ -219,6 +221,9 @@ def explain_options(error, arguments):
                 break
             if "=" not in item:
                 return SettingsError(f"--cfg-options {item}: {NO_VALUE}")
+    seed = value_of(arguments, "--seed")
+    if seed and isinstance(error, ValueError) and str(error).startswith("Seed must be between "):  # numpy's
+        return SettingsError(f"--seed {seed}: {WRONG_SEED}")
     work_dir = value_of(arguments, "--work-dir")
     if work_dir and within(error, work_dir):
         return SettingsError(f"--work-dir {work_dir} cannot be written: {error.strerror}; name another folder, or mend this one")

@@ -1,10 +1,10 @@
-"""What the user sets of a config on the command line: keys that would change nothing, misspelt ones, and words where numbers belong."""
+"""What the user sets of a config on the command line: keys that would change nothing, misspelt ones, and values that can't be meant."""
 
 import difflib
 import functools
 from numbers import Real
 
-from xtuner_wulewule.errors import SettingsError
+from xtuner_wulewule.errors import WRONG_SEED, SettingsError
 
 DATA = "train_dataloader.dataset"
 ALIKE = 0.85  # ratio of difflib from which a key that is not there is taken for a misspelt one
@@ -30,6 +30,25 @@ READ_ONCE = {
     "tokenizer": None,
     "train_dataset": DATA,
     "weight_decay": "optim_wrapper.optimizer.weight_decay",
+}
+OVER_0, FROM_0, FROM_1 = "it must be a number over 0", "it must be a number from 0 on", "it must be a whole number from 1 on"
+TESTS = {
+    OVER_0: lambda value: 0 < value < float("inf"),
+    FROM_0: lambda value: 0 <= value < float("inf"),
+    FROM_1: lambda value: isinstance(value, int) and value >= 1,
+    WRONG_SEED: lambda value: isinstance(value, int) and 0 <= value < 2**32,
+}
+NUMBERS = {
+    READ_ONCE["accumulative_counts"]: FROM_1,
+    READ_ONCE["batch_size"]: FROM_1,
+    READ_ONCE["lr"]: OVER_0,
+    READ_ONCE["max_epochs"]: FROM_1,
+    READ_ONCE["max_length"]: FROM_1,
+    READ_ONCE["max_norm"]: OVER_0,
+    READ_ONCE["weight_decay"]: FROM_0,
+    "model.lora.r": FROM_1,
+    "randomness.seed": WRONG_SEED,
+    "train_cfg.max_iters": FROM_1,
 }
 HOOKS = "custom_hooks"
 ASKED = {"evaluation_inputs": "evaluation_inputs", "SYSTEM": "system"}  # names that are read later, too -> the hooks' own copies
@@ -80,6 +99,19 @@ def check_value(config, key, value, option):
         raise SettingsError(f"{option}={value}: it is a number, such as {config}")
 
 
+def check_number(key, value, option):
+    """Raise SettingsError where a key of `NUMBERS` gets a value that it can't have; None stands for no value.
+
+    Args:
+        key (str): as "optim_wrapper.optimizer.lr".
+        value (object): what it is to be.
+        option (str): what was typed, for the message: "--set optim_wrapper.optimizer.lr=-1".
+    """
+    wanted = NUMBERS.get(key)
+    if wanted and value is not None and not (isinstance(value, Real) and TESTS[wanted](value)):
+        raise SettingsError(f"{option}: {wanted}")
+
+
 def with_copies(config, options):
     """Return the options (dict) with those that set the hooks' copies of `ASKED`; what the user sets of the hooks goes before.
 
@@ -113,6 +145,7 @@ def watch(config):
             for key, value in options.items():
                 check_key(key, f"--cfg-options {key}", self._cfg_dict)
                 check_value(self._cfg_dict, key, value, f"--cfg-options {key}")
+                check_number(key, value, f"--cfg-options {key}={value}")
             options = with_copies(self._cfg_dict, options)
         return merge(self, options, *args, **kwargs)
 

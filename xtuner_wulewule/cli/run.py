@@ -5,8 +5,8 @@ from pathlib import Path
 
 from xtuner_wulewule import paths
 from xtuner_wulewule.cli.eval import add_gate_argument, add_persona_arguments
-from xtuner_wulewule.errors import NO_VALUE, SettingsError, StepError
-from xtuner_wulewule.settings import READ_ONCE, check_key
+from xtuner_wulewule.errors import NO_VALUE, SettingsError, StepError, no_config
+from xtuner_wulewule.settings import READ_ONCE, check_key, check_number
 
 BASES = {"1_8b": "internlm/internlm2_5-1_8b-chat", "7b": "internlm/internlm2_5-7b-chat", "tiny": None}
 
@@ -93,13 +93,15 @@ def read_settings(args):
         raise SettingsError(f"--stages {args.stages}: give pretrain,sft or one of them")
     if args.nproc < 1:
         raise SettingsError(f"--nproc {args.nproc}: at least 1")
+    check_number("randomness.seed", args.seed, f"--seed {args.seed}")
+    _check_deepspeed(args.deepspeed)
     options = {stage: [] for stage in stages}
     numbers = ((args.epochs, READ_ONCE["max_epochs"], "--epochs", int), (args.lr, READ_ONCE["lr"], "--lr", float))
     for value, key, name, kind in numbers:
         for stage, number in per_stage(value, stages, name, kind).items():
             options[stage].append(f"{key}={number}")
     for item in args.set:
-        key, equals, _ = item.partition("=")
+        key, equals, value = item.partition("=")
         stage, colon, key = key.rpartition(":")
         if not equals or not key:
             raise SettingsError(f"--set {item}: {NO_VALUE}")
@@ -107,6 +109,7 @@ def read_settings(args):
             raise SettingsError(f"--set {item}: {stage} is not a stage of this run ({', '.join(stages)})")
         for one in (stage,) if colon else stages:
             _check_key(key, paths.config_paths()[f"wulewule_{one}_{args.size}"], item)
+            check_number(key, _parsed(value), f"--set {item}")
             options[one].append(item.removeprefix(f"{stage}:"))
     data = Path(os.path.abspath(os.path.expanduser(args.data or paths.data_dir())))
     return Settings(
@@ -152,6 +155,35 @@ def read_gate(args, stages, options):
     rules = gate_rules(args.gate, config)
     check_possible(rules, SUITES, "the model that the run starts from")
     return tuple(map(str, rules))
+
+
+def _check_deepspeed(name):
+    """Raise SettingsError where there are no DeepSpeed settings of that name (str), or they are not what DeepSpeed reads."""
+    import json
+
+    if name is None:
+        return
+    file = name
+    if not os.path.isfile(name):
+        from xtuner.configs import cfgs_name_path
+
+        if name not in cfgs_name_path:
+            raise no_config(name, "deepspeed")
+        file = cfgs_name_path[name]
+    try:
+        json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError:
+        raise SettingsError(f"--deepspeed {name}: it must be JSON: a name that xtuner list-cfg -p deepspeed shows, or a file") from None
+
+
+def _parsed(value):
+    """Return what a value (str) of `--set` stands for, as mmengine reads it: a number, None, or the text."""
+    import ast
+
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
 
 
 def _check_key(key, config, item):
