@@ -62,6 +62,41 @@ def test_cause_is_the_last_line(tmp_path):
     assert last.endswith(") ended with RuntimeError: CUDA error: … (its traceback is above), the others of this machine were ended")
 
 
+GLOO = """import torch
+from torch import distributed
+distributed.init_process_group("gloo")
+if rank == 1:
+    distributed.barrier()
+    raise RuntimeError("of the one that failed")
+distributed.barrier()
+distributed.all_reduce(torch.ones(1))
+"""
+
+
+def test_those_that_lose_the_connection_have_no_traceback(tmp_path):
+    result = launched(EXCEPTHOOK + GLOO, tmp_path)
+    assert result.stderr.count("Traceback") == 1 and "gloo" not in result.stderr
+    assert "xtuner-wulewule: error: process 0: its connection to another process broke" in result.stderr
+    assert ") ended with RuntimeError: of the one that failed (its traceback is above)" in result.stderr.splitlines()[-1]
+    shown = launched(EXCEPTHOOK + GLOO, tmp_path, WULEWULE_TRACEBACK="1").stderr
+    assert "gloo" in shown
+
+
+def test_cause_is_named_where_another_lost_the_connection_in_the_same_second(tmp_path):
+    program = (
+        EXCEPTHOOK
+        + """
+if rank == 1:
+    Path("failed").touch()
+    raise ValueError("the cause")
+while not Path("failed").exists():
+    time.sleep(0.001)
+raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
+"""
+    )
+    assert "ended with ValueError: the cause" in launched(program, tmp_path).stderr.splitlines()[-1]
+
+
 def test_port_that_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -204,6 +204,19 @@ def explain_resume(error, arguments):
     return None
 
 
+LOST = "its connection to another process broke, whose own message tells why"
+
+
+def explain_lost(error):
+    """Return a `WulewuleError` where a process of several only lost another one (gloo tells of it), or None for any other error.
+
+    Args:
+        error (BaseException): the exception.
+    """
+    broken = re.search(r"\bgloo/transport/.*(Connection (closed|reset) by peer|Broken pipe)", str(error))
+    return WulewuleError(f"process {os.environ.get('RANK', '?')}: {LOST}") if broken and isinstance(error, RuntimeError) else None
+
+
 WRONG_SEED = "it must be a whole number from 0 to 4294967295"
 NO_VALUE = "expected KEY=VALUE, for example train_dataloader.batch_size=8"
 
@@ -267,7 +280,7 @@ def install_excepthook():
                 print(f"xtuner-wulewule: interrupted{launcher.go_on(sys.argv[1:])}", file=sys.stderr)
             return
         found = find_wulewule_error(error) or explain_missing_config(error, traceback) or explain_world_size(error)
-        found = found or explain_paths(error, traceback)
+        found = found or explain_paths(error, traceback) or explain_lost(error)
         found = found or explain_resume(error, sys.argv[1:]) or explain_options(error, sys.argv[1:])
         first = next(iter(str(error).strip().splitlines()), "")
         _tell_launcher(one_line(found) if found else f"{kind.__name__}: {first}".strip(": "))

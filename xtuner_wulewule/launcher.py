@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 
-from xtuner_wulewule.errors import one_line, value_of, wants_traceback
+from xtuner_wulewule.errors import LOST, one_line, value_of, wants_traceback
 from xtuner_wulewule.recipe.results import checkpoint_to_resume
 
 BEGIN = time.time()  # of this process, before it trains or starts others that do
@@ -57,10 +57,11 @@ def _first(error):
     """Return rank and failure of the process that failed first.
 
     torch notices failures some time later, two of them together, and then takes the lower rank; one that was killed is the cause of
-    what the others then end with.
+    what the others then end with, and none is that only lost the connection to another.
     """
     killed = [(rank, failure) for rank, failure in error.failures.items() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM]
-    return min(killed, key=lambda one: one[1].timestamp) if killed else error.get_first_failure()
+    causes = killed or [(rank, failure) for rank, failure in error.failures.items() if LOST not in failure.message]
+    return min(causes, key=lambda one: one[1].timestamp) if causes else error.get_first_failure()
 
 
 def go_on(arguments, resumed=True):
