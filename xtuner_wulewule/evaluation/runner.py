@@ -6,7 +6,7 @@ from pathlib import Path
 
 from xtuner_wulewule import __version__
 from xtuner_wulewule.compat import installed
-from xtuner_wulewule.dataset.progress import progress
+from xtuner_wulewule.dataset.progress import progress, waiting
 from xtuner_wulewule.errors import ModelError, SettingsError, no_adapter
 from xtuner_wulewule.evaluation import suites
 from xtuner_wulewule.evaluation.answers import Answers
@@ -141,7 +141,8 @@ def ask_all(of, load, settings, questions, answers):
     text_batches = [batch for batch in text_batches if any((of, row["id"]) not in answers.known for row in batch)]
     if not batches and not text_batches:
         return
-    model, tokenizer = load()
+    with waiting(f"loading the {of}"):
+        model, tokenizer = load()
     with progress(sum(map(len, batches + text_batches)), f"asking the {of}", "questions") as advance:
         for batch in text_batches:
             for row, (loss, count) in zip(batch, text_losses(model, tokenizer, [row["text"] for row in batch]), strict=True):

@@ -1,8 +1,9 @@
-"""What a person sees while the steps run: on a terminal a live line, elsewhere one line when a step ends."""
+"""What a person sees while the steps run: on a terminal a live line, elsewhere a line every 30 s and when a step ends."""
 
 import time
 from contextlib import contextmanager
 
+from xtuner_wulewule.dataset.progress import repeated
 from xtuner_wulewule.errors import StepError
 
 
@@ -62,7 +63,8 @@ class Display:
                     step.show = lambda text: bar.update(task, description=text)
                     yield step
             else:
-                yield step
+                with repeated(lambda: self.print(f"    {time.monotonic() - begin:.0f} s: {step.now}")):
+                    yield step
         except StepError as error:
             self.print(f"    failed after {time.monotonic() - begin:.0f} s")
             for line in error.last_lines:
@@ -81,15 +83,20 @@ class Step:
     def __init__(self, name):
         self.name = name
         self.first = self.last = None
+        self.now = "still running"
         self.show = None
 
     def progress(self, progress):
-        """Take note of a `TrainingProgress`, and show it on a terminal."""
-        self.first = self.first or progress
-        self.last = progress
-        if self.show is not None:
+        """Take note of a `TrainingProgress`, or of words (str), and show it on a terminal."""
+        if isinstance(progress, str):
+            self.now = progress
+        else:
+            self.first = self.first or progress
+            self.last = progress
             done = f"iteration {progress.iteration}/{progress.iterations}"
-            self.show(f"{done}  loss {progress.loss:.4f}  lr {progress.lr:.2e}  remaining {progress.eta}")
+            self.now = f"{done}  loss {progress.loss:.4f}  lr {progress.lr:.2e}  remaining {progress.eta}"
+        if self.show is not None:
+            self.show(self.now)
 
     def ended(self):
         """Return what to add to the closing line (str)."""

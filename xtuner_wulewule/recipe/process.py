@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from xtuner_wulewule.compat import parent_death_signal
+from xtuner_wulewule.dataset.progress import counted
 from xtuner_wulewule.errors import StepError, UnsupportedStackError
 from xtuner_wulewule.launcher import GOES_ON_BY_ITSELF
 
@@ -86,7 +87,8 @@ def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=Tr
         log (pathlib.Path): file that all its output is appended to.
         env (dict[str, str], optional): variables set on top of this process's.
         stdin (str, optional): what the command reads; otherwise it reads nothing.
-        on_progress (callable, optional): called with a `TrainingProgress` for each logged iteration.
+        on_progress (callable, optional): called with a `TrainingProgress` for each logged iteration, and with the words (str) of what else
+            counts.
         stderr_too (bool): return standard error among the output; it always goes into the log. Defaults to True.
         keep_open (tuple[int, ...]): file descriptors that the command inherits: a lock is held until it has ended too.
         return_output (bool): keep the output for the caller; a training of days writes more than should be kept. Defaults to True.
@@ -123,7 +125,7 @@ def run_step(command, log, env=None, stdin=None, on_progress=None, stderr_too=Tr
                 file.flush()
                 if return_output:
                     output.append(line)
-                progress = parse_progress(line) if on_progress is not None else None
+                progress = (parse_progress(line) or counted(line)) if on_progress is not None else None
                 if progress is not None:
                     on_progress(progress)
             status = process.wait()
