@@ -407,5 +407,5 @@ def test_loss_of_a_packed_batch_is_that_of_its_documents(model, build):
 def test_attention_that_cannot_keep_documents_apart_is_refused(model, build, monkeypatch):
     batch = wulewule_collate_fn([build(SFT_FILES, wulewule_sft_map_fn, TEMPLATE, max_length=1024)[0]])["data"]
     monkeypatch.setattr(model.llm.config, "_attn_implementation", "flash_attention_2")
-    with pytest.raises(ModelError, match="attn_implementation is 'flash_attention_2'.*set packing=None"):
+    with pytest.raises(ModelError, match="attn_implementation is 'flash_attention_2'.*set train_dataloader.dataset.packing=None"):
         model(batch)
