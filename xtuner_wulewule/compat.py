@@ -4,13 +4,15 @@ Each defect has a test in `tests/test_compat.py` that it is still there upstream
 function returns True where it changed something.
 """
 
+import argparse
+import errno
 import os
 import pickle
 import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from xtuner_wulewule.errors import UnsupportedStackError, WulewuleError, find_wulewule_error, install_excepthook, one_line
+from xtuner_wulewule.errors import UnsupportedStackError, WulewuleError, find_wulewule_error, install_excepthook, one_line, unwritable
 
 
 def installed(package):
@@ -47,8 +49,9 @@ def honest_entry_point(module):
 
     Guard: XTuner's entry point still starts its tools through `subprocess.run(["python", …])`. The module gets a `subprocess` whose
     `run` uses this interpreter and ends with the child's exit status, the functions in its table `modes` end with one line and status 1
-    when a tool can't be imported, and `cli` ends with status 1 when it returns without having run anything that was asked for. torch's
-    launcher is started through `xtuner_wulewule.launcher`, which ends a failed run with one line.
+    when a tool can't be imported, and `cli` ends with status 1 when it returns without having run anything that was asked for, and before
+    a merge that could be saved nowhere. torch's launcher is started through `xtuner_wulewule.launcher`, which ends a failed run with one
+    line.
     End: XTuner's entry point uses `sys.executable` and returns the status of its child, and torch's launcher ends without a traceback.
 
     Args:
@@ -144,6 +147,25 @@ def _launch_problem(environment):
     return None
 
 
+def _merge_problem(arguments):
+    """Return what is wrong (str) with the target of `xtuner convert merge`, None where nothing is.
+
+    transformers saves nothing where the target is a file, and goes on: the command would end with "All done!" and status 0.
+
+    Args:
+        arguments (list[str]): of the `xtuner` command.
+    """
+    if [argument.lower() for argument in arguments[:2]] != ["convert", "merge"]:
+        return None
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("given", nargs="*")
+    for option in ("--max-shard-size", "--device"):  # those with a value
+        parser.add_argument(option)
+    known, others = parser.parse_known_args(arguments[2:])
+    target = [*known.given, *(one for one in others if not one.startswith("-"))][2:3]
+    return str(unwritable(*target, os.strerror(errno.EEXIST))) if target and os.path.isfile(*target) else None
+
+
 class _Cli:
     """`xtuner.entry_point.cli`, whose every error used to end in the help text and status 0."""
 
@@ -152,7 +174,8 @@ class _Cli:
 
     def __call__(self):
         problem = self.problem([argument.lower() for argument in sys.argv[1:]])
-        unfit = _launch_problem(os.environ) if problem and problem.endswith(NOT_RUN) else None
+        runs = problem and problem.endswith(NOT_RUN)
+        unfit = (_launch_problem(os.environ) or _merge_problem(sys.argv[1:])) if runs else None
         if unfit is None:
             self.cli()  # a tool that was run ends the process itself
         problem = unfit or problem

@@ -134,6 +134,11 @@ def no_adapter(folder):
     return ModelError(f"adapter folder {folder} has no adapter_config.json: give what xtuner convert pth_to_hf wrote")
 
 
+def unwritable(folder, why):
+    """Return the `SettingsError` for a target folder (str) that a tool of XTuner's cannot write; `why` is the system's word (str)."""
+    return SettingsError(f"the folder {folder} cannot be written: {why}; name another one, or mend this one")
+
+
 def explain_paths(error, traceback):
     """Return a `WulewuleError` where one of XTuner's tools was given a config, model, adapter or target folder that can't be; else None.
 
@@ -150,7 +155,7 @@ def explain_paths(error, traceback):
         return no_config(*error.args)
     target = given.get("save_dir")
     if target and within(error, target):
-        return SettingsError(f"the folder {target} cannot be written: {error.strerror}; name another one, or mend this one")
+        return unwritable(target, error.strerror)
     model, adapter = given.get("model_name_or_path"), given.get("adapter_name_or_path") or given.get("adapter")
     if adapter and isinstance(error, ValueError) and "Can't find 'adapter_config.json'" in str(error):
         return no_adapter(adapter)

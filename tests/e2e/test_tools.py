@@ -50,6 +50,16 @@ def test_target_that_cannot_be_written(target, why, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("options", [(), ("--max-shard-size", "2GB", "--safe-serialization"), ("--device=cpu",)])
+@pytest.mark.parametrize("first", [True, False])
+def test_merge_into_a_file_is_refused_before_anything_is_loaded(options, first, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    given = ("nope", "nope", "file")
+    result = xtuner("convert", "merge", *((*options, *given) if first else (*given, *options)), folder=tmp_path)
+    said = "xtuner: error: the folder file cannot be written: File exists; name another one, or mend this one\n"
+    assert (result.returncode, result.stderr) == (1, said) and (tmp_path / "file").read_text() == "mine"
+
+
 def test_other_errors_keep_their_traceback(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "nothing"}))
