@@ -122,6 +122,12 @@ def _file_of(traceback):
     return traceback.tb_frame.f_code.co_filename.replace("\\", "/")
 
 
+def _arguments_in(traceback):
+    """Return the parsed arguments (argparse.Namespace) that the function of a traceback holds, None where it holds none."""
+    args = traceback.tb_frame.f_locals.get("args")
+    return args if isinstance(args, argparse.Namespace) else None
+
+
 def no_config(name, pattern="wulewule"):
     """Return the `SettingsError` for a name that is none of a config; `pattern` (str) shows those that were meant."""
     return SettingsError(
@@ -146,11 +152,11 @@ def explain_paths(error, traceback):
         error (BaseException): the exception.
         traceback (types.TracebackType | None): its traceback.
     """
-    while traceback is not None and not (TOOLS in _file_of(traceback) and "args" in traceback.tb_frame.f_locals):
+    while traceback is not None and not (TOOLS in _file_of(traceback) and _arguments_in(traceback)):
         traceback = traceback.tb_next
     if traceback is None:
         return None
-    given = vars(traceback.tb_frame.f_locals["args"])
+    given = vars(_arguments_in(traceback))
     if isinstance(error, KeyError) and error.args == (given.get("config_name"),):
         return no_config(*error.args)
     target = given.get("save_dir")
