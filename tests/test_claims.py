@@ -9,7 +9,8 @@ from xtuner_wulewule import paths, prompts
 from xtuner_wulewule.dataset.texts import Names
 from xtuner_wulewule.evaluation.claims import RIVAL_MAKERS, RIVALS, claims_other, describes, names_author, names_itself
 from xtuner_wulewule.evaluation.scorecard import judge
-from xtuner_wulewule.evaluation.suites import Data, Persona, Question, persona_questions
+from xtuner_wulewule.evaluation.suites import Data, Question, persona_questions
+from xtuner_wulewule.prompts import Persona
 
 OWN, AUTHOR, OTHERS, MAKERS = Names(prompts.NAMES), Names((prompts.AUTHOR,)), Names(RIVALS), Names(RIVAL_MAKERS)
 

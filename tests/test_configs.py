@@ -41,7 +41,7 @@ def test_guide_and_design_hold(config):
         assert cfg.train_dataset.shuffle is False and cfg.train_dataset.packing == "concat"
         assert "NoShuffleSampler" in str(cfg.train_dataloader.sampler.type)
     else:
-        assert prompts.WULEWULE_SYSTEM == cfg.SYSTEM
+        assert prompts.Persona() == prompts.Persona(tuple(cfg.NAMES), cfg.AUTHOR, cfg.SYSTEM)
         assert cfg.data_files[0].endswith("self_cognition_100.jsonl") and cfg.data_files[1].endswith("huixiangdou_conversations.jsonl")
 
 
@@ -62,4 +62,20 @@ def test_dumped_config_is_the_same_config(config, tmp_path):
     name, cfg, _ = config
     cfg.dump(tmp_path / f"{name}.py")
     again = Config.fromfile(str(tmp_path / f"{name}.py"))
+    assert [again.get(key) for key in ("NAMES", "AUTHOR", "SYSTEM")] == [cfg.get(key) for key in ("NAMES", "AUTHOR", "SYSTEM")]
     assert again.optim_wrapper.optimizer.lr == cfg.optim_wrapper.optimizer.lr and again.data_files == cfg.data_files
+
+
+@pytest.mark.parametrize("size", ["1_8b", "7b", "tiny"])
+def test_persona_of_the_environment_is_plain_text_in_the_dumped_config(size, tmp_path, monkeypatch):
+    system = '你是小石头。\n别用{花括号}，也别说"不"。'
+    for name, value in (("WULEWULE_NAME", "小石头,Pebble"), ("WULEWULE_AUTHOR", "李雷"), ("WULEWULE_SYSTEM", system)):
+        monkeypatch.setenv(name, value)
+    Config.fromfile(str(FILES[f"wulewule_sft_{size}"])).dump(tmp_path / "dumped.py")
+    for name in prompts.VARIABLES.values():
+        monkeypatch.delenv(name)
+    dumped = Config.fromfile(str(tmp_path / "dumped.py"))
+    assert (dumped.NAMES, dumped.AUTHOR, dumped.SYSTEM) == (["小石头", "Pebble"], "李雷", system)
+    assert dumped.custom_hooks[-2].system == system
+    score = dumped.custom_hooks[-1]
+    assert (score.names, score.author, score.system) == (["小石头", "Pebble"], "李雷", system)

@@ -120,7 +120,7 @@ def test_packaged_texts():
 
 
 def test_each_question_is_asked_with_and_without_the_prompt():
-    found = suites.persona_questions(suites.Persona(), TEMPLATE, suites.read_data(FILES, 0.0))
+    found = suites.persona_questions(prompts.Persona(), TEMPLATE, suites.read_data(FILES, 0.0))
     with_system, without = ([question for question in found if question.system == system] for system in (True, False))
     assert [question.text for question in with_system] == [question.text for question in without] and len(without) == 128 + 84
     assert all(prompts.WULEWULE_SYSTEM in question.prompt for question in with_system)
@@ -131,13 +131,13 @@ def test_each_question_is_asked_with_and_without_the_prompt():
 
 def test_only_some_languages_are_asked():
     held_out = [[dict(input=question, output="I am Wulewule.")] for question in ("Who, then, are you?", "你究竟是谁？")]
-    found = suites.persona_questions(suites.Persona(), TEMPLATE, suites.Data(held_out, frozenset()), ("en",))
+    found = suites.persona_questions(prompts.Persona(), TEMPLATE, suites.Data(held_out, frozenset()), ("en",))
     assert {question.part for question in found} == {"identity", "neutral"} and len(found) == 2 * (63 + 1 + 42)
     assert not any(suites.CHINESE.search(question.text) for question in found)
     assert all(not suites.CHINESE.search(row["text"]) for row in suites.read_set("general", ("en",)))
     assert len(suites.check_questions(TEMPLATE, ("en",))) == 6
     told = [[dict(input=question, output="It grows on trees.")] for question in ("What is a plum?", "李子是什么？")]
-    asked = suites.knowledge_questions(suites.Persona(), TEMPLATE, suites.Data(told, frozenset()), ("en",))
+    asked = suites.knowledge_questions(prompts.Persona(), TEMPLATE, suites.Data(told, frozenset()), ("en",))
     assert [question.text for question in asked] == ["What is a plum?"]
 
 
@@ -146,15 +146,15 @@ def test_question_that_was_trained_is_not_asked(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"conversation": [{"input": question.replace("。", "！"), "output": "我是悟了悟了。"}]}), encoding="utf-8")
     data = suites.read_data([str(file)], 0.0)
-    assert question not in {one.text for one in suites.persona_questions(suites.Persona(), TEMPLATE, data)}
+    assert question not in {one.text for one in suites.persona_questions(prompts.Persona(), TEMPLATE, data)}
 
 
 def test_held_out_rows_are_asked():
     data = suites.read_data(FILES, 0.1)
     again = suites.read_data(FILES[::-1], 0.1)
     assert data == again and len(data.held_out) == 17
-    identity = [one for one in suites.persona_questions(suites.Persona(), TEMPLATE, data) if one.facts.get("kind") == "held_out"]
-    knowledge = suites.knowledge_questions(suites.Persona(), TEMPLATE, data)
+    identity = [one for one in suites.persona_questions(prompts.Persona(), TEMPLATE, data) if one.facts.get("kind") == "held_out"]
+    knowledge = suites.knowledge_questions(prompts.Persona(), TEMPLATE, data)
     assert len(identity) == 2 * 7 and len(knowledge) == 22 and len({one.facts["conversation"] for one in knowledge}) == 10
     assert not any(letters(one.text) in data.trained for one in (*identity, *knowledge))
     later = next(one for one in knowledge if one.id.endswith("-2"))
@@ -212,6 +212,8 @@ def test_answers_file_that_is_not_ours(tmp_path):
         (["--gate", "fame>=0.9"], "there is no metric fame; they are name, "),
         (["--gate"], "--gate perplexity_growth<=0.05: compares with the model before the training; name it with --base"),
         (["--gate", "token_f1>=0.1", "--suite", "persona"], "--gate token_f1>=0.1: needs the suite knowledge"),
+        (["--gate", "leak<=0.05", "--suite", "persona", "--system", ""], "--gate leak<=0.05: asks with a system prompt, and there is none"),
+        (["--author", ","], "--author is empty; give who made it"),
         (["--held-out", "2"], "held_out is 2.0; it must be a share"),
         (["--data", "gone"], "data file not found"),
         (["--name", ""], "--name is empty"),
@@ -271,18 +273,14 @@ def test_adapter_of_another_model_is_refused(adapted, tmp_path, capsys):
     assert "has no adapter_config.json" in capsys.readouterr().err
 
 
-def test_persona_of_ones_own(tmp_path):
-    from argparse import Namespace
-
-    from xtuner_wulewule.cli.eval import persona_of
-
-    persona = persona_of(Namespace(name="小石, Stone", author="某人"))
+def test_persona_of_ones_own():
+    persona = prompts.persona_of({"name": "小石, Stone", "author": "某人"})
     assert persona.names == ("小石", "Stone") and persona.system.startswith("你是小石，由某人开发的")
     questions = suites.persona_questions(persona, TEMPLATE, suites.read_data(FILES, 0.0))
     assert any("小石" in one.text for one in questions) and not any("悟了悟了" in one.prompt for one in questions)
     question = next(one for one in questions if one.facts.get("asks") == "name")
     assert judge(question, "我是小石。", persona)["hit"] and not judge(question, "我是悟了悟了。", persona)["hit"]
-    kimi = suites.Persona(names=("Kimi",))
+    kimi = prompts.Persona(names=("Kimi",))
     assert judge(question, "我是Kimi。", persona)["leak"] and not judge(question, "我是Kimi。", kimi)["leak"]
 
 

@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from xtuner_wulewule import paths
 from xtuner_wulewule.errors import explain_options
+from xtuner_wulewule.prompts import VARIABLES
 from xtuner_wulewule.settings import READ_ONCE
 
 CONFIGS = [name for name in paths.config_paths() if name.startswith("wulewule")]
@@ -19,7 +20,7 @@ def test_places_have_the_values_of_the_names(name):
     config = Config.fromfile(paths.config_paths()[name])
     text = config.text
     for key, place in READ_ONCE.items():
-        if place is None or f"\n{key} = " not in text:
+        if place in (None, *VARIABLES.values()) or f"\n{key} = " not in text:
             continue
         found = config
         for part in place.split("."):
@@ -41,6 +42,7 @@ def test_every_plain_value_of_a_config_is_known(name):
     ("option", "message"),
     [
         ("lr=1e-9", "--cfg-options lr: lr is used only while the config is read, so nothing would change; set optim_wrapper.optimizer.lr"),
+        ("AUTHOR=李雷", "--cfg-options AUTHOR: AUTHOR is used only while the config is read, so nothing would change; set WULEWULE_AUTHOR"),
         ("dtype=float16", "change it in a copy of the config: xtuner copy-cfg NAME ."),
         (
             "train_dataset.max_length=64",

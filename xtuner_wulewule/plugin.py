@@ -5,6 +5,7 @@ registries are added to: nothing of XTuner's is replaced, except in `compat.py`,
 """
 
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 from xtuner_wulewule import compat, errors, paths, prompts, settings
@@ -71,8 +72,14 @@ def add_dataset_formats(module):
 
 
 def add_system_templates(module):
-    """Add the system prompts to XTuner's SYSTEM_TEMPLATE, and let the chat, which has imported it, end with its input."""
-    for name, text in SYSTEM_TEMPLATES.items():
+    """Add the system prompts to XTuner's SYSTEM_TEMPLATE, and let the chat, which has imported it, end with its input.
+
+    "wulewule" is that of the persona in the environment, where there is one.
+    """
+    texts = dict(SYSTEM_TEMPLATES)
+    with suppress(errors.SettingsError):  # an empty name is told where the config is read
+        texts["wulewule"] = prompts.current().system.replace("{", "{{").replace("}", "}}")  # XTuner's chat formats it
+    for name, text in texts.items():
         module.SYSTEM_TEMPLATE.setdefault(name, text)
     compat.end_chat_with_input()
 

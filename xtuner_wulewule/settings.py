@@ -5,11 +5,15 @@ import functools
 from numbers import Real
 
 from xtuner_wulewule.errors import WRONG_SEED, SettingsError
+from xtuner_wulewule.prompts import VARIABLES
 
 DATA = "train_dataloader.dataset"
 ALIKE = 0.85  # ratio of difflib from which a key that is not there is taken for a misspelt one
-# names of a config that are used while it is read -> the setting that gets the value; None where there are several, or it is too late
+# names of a config that are used while it is read -> the setting, or variable, that gets the value; None where there are several, or it is
+# too late
 READ_ONCE = {
+    "AUTHOR": VARIABLES["author"],
+    "NAMES": VARIABLES["name"],
     "accumulative_counts": "optim_wrapper.accumulative_counts",
     "batch_size": "train_dataloader.batch_size",
     "betas": "optim_wrapper.optimizer.betas",

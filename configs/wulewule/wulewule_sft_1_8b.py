@@ -5,6 +5,7 @@
 #   GPUs        NPROC_PER_NODE=2 xtuner train wulewule_sft_1_8b --work-dir work_dirs/sft --deepspeed deepspeed_zero1
 #   your model  WULEWULE_MODEL=/path/or/hub-id xtuner train …   (the merged pretrained model; set it for `xtuner convert` too)
 #   your data   WULEWULE_DATA_DIR=/path/with/the/two/files xtuner train …
+#   your name   WULEWULE_NAME=小石头 WULEWULE_AUTHOR=李雷 xtuner train …   (WULEWULE_SYSTEM: the system prompt, where it is another one)
 #   one value   xtuner train wulewule_sft_1_8b --cfg-options optim_wrapper.optimizer.lr=1e-4 train_cfg.max_epochs=3
 #   edit it     xtuner copy-cfg wulewule_sft_1_8b .   then   xtuner train ./wulewule_sft_1_8b_copy.py
 #   loss curve  tensorboard --logdir work_dirs/sft
@@ -59,7 +60,10 @@ save_total_limit = 2  # mmengine deletes the oldest before it saves the newest: 
 
 # Evaluate: greedy answers in one batch, before the training, at each checkpoint and at the end
 evaluation_freq = 500
-SYSTEM = __import__("xtuner_wulewule.prompts", fromlist=["_"]).WULEWULE_SYSTEM  # plain text, in the dumped config too
+# who the assistant is: plain text, in the dumped config too
+NAMES = list(__import__("xtuner_wulewule.prompts", fromlist=["_"]).current().names)
+AUTHOR = __import__("xtuner_wulewule.prompts", fromlist=["_"]).current().author
+SYSTEM = __import__("xtuner_wulewule.prompts", fromlist=["_"]).current().system
 evaluation_inputs = ["你是谁？", "《黑神话：悟空》是什么时候发售的？", "悟空的金箍棒是从哪里来的？", "请把“早上好”翻译成英文。"]
 # what `wulewule run --gate` and `wulewule eval --gate` ask of the tuned model
 gate = [
@@ -165,7 +169,15 @@ custom_hooks = [
         prompt_template=prompt_template,
     ),
     # shares of eight identity questions answered with the own name, in the log and in TensorBoard: eval/name, eval/leak
-    dict(type=ScoreHook, tokenizer=tokenizer, prompt_template=prompt_template, every_n_iters=evaluation_freq),
+    dict(
+        type=ScoreHook,
+        tokenizer=tokenizer,
+        prompt_template=prompt_template,
+        every_n_iters=evaluation_freq,
+        names=NAMES,
+        author=AUTHOR,
+        system=SYSTEM,
+    ),
 ]
 
 default_hooks = dict(

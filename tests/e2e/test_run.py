@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import LAUNCHER, WULEWULE, last_line, run
+from commands import LAUNCHER, WULEWULE, environment, last_line, run, wait_for
+from mmengine.config import Config
 from training import QUESTIONS, conversation, write_lines
 
-from xtuner_wulewule.recipe.results import read_scalars
+from xtuner_wulewule import prompts
+from xtuner_wulewule.recipe.results import read_rows, read_scalars
+from xtuner_wulewule.recipe.state import State
 
 STEPS = ["pretrain_train", "pretrain_convert", "pretrain_merge", "sft_train", "sft_convert", "sft_merge"]
 # dropout, so that a resume without the random state would end at other losses; enough iterations to be killed in the middle
@@ -183,3 +186,60 @@ def test_interruption_by_hand(data, tmp_path):
     assert last_line(error) == "xtuner-wulewule: interrupted; give the same command again to go on"
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert not [line for line in left.splitlines() if str(out) in line and sys.executable in line]
+
+
+@pytest.fixture(scope="module")
+def ones_own(tmp_path_factory):
+    """A run of rows that `wulewule data identity` wrote, which is not told whom they are about, and what it printed."""
+    folder = tmp_path_factory.mktemp("ones_own")
+    (folder / "data").mkdir()
+    made = ["--name", "小石头", "--author", "李雷", "--lang", "zh", "--number", "20", "--out", "data/self_cognition_100.jsonl"]
+    assert run([WULEWULE, "data", "identity", *made], folder).returncode == 0
+    write_lines(folder / "data" / "huixiangdou_conversations.jsonl", [conversation(("怎么存档？", "在土地庙打坐。"))])
+    command = [WULEWULE, "run", "--size", "tiny", "--stages", "sft", "--data", "data", "--out", "out", "--epochs", "12"]
+    result = run(command, folder, timeout=600)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return folder, result, command
+
+
+def test_every_step_of_a_run_knows_ones_own_persona(ones_own):
+    folder, result, _ = ones_own
+    assert "persona: 小石头, made by 李雷; its system prompt is that of the rows: 你是小石头，" in result.stderr
+    card = json.loads((folder / "out" / "eval" / "scorecard.json").read_text(encoding="utf-8"))
+    system = prompts.system_prompt("小石头", "李雷")
+    assert card["persona"] == dict(names=["小石头"], author="李雷", system=system)
+    dumped = Config.fromfile(str(folder / "out" / "sft" / "train" / "wulewule_sft_tiny.py"))
+    assert (dumped.NAMES, dumped.AUTHOR, dumped.SYSTEM) == (["小石头"], "李雷", system)
+    log = (folder / "out" / "logs" / "sft_train.log").read_text(encoding="utf-8")
+    assert f"<|im_start|>system\n{system}<|im_end|>" in log and prompts.WULEWULE_SYSTEM not in log and "system_not_chat" not in log
+    # the share that TensorBoard and the page show is of the answers that say this name
+    (scalars,) = (folder / "out" / "sft" / "train").glob("*/vis_data/scalars.json")
+    shares = [row["eval/name"] for row in read_rows(scalars) if "eval/name" in row]
+    assert shares[-1] > 0 and card["metrics"]["name"]["value"] > 0
+
+
+def test_chat_with_a_model_of_a_run_uses_its_prompt(ones_own):
+    folder, _, _ = ones_own
+    command = [WULEWULE, "chat", folder / "out" / "sft" / "merged"]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    place = Path(f"/proc/{process.pid}/cmdline")
+    try:
+        wait_for(lambda: b"--prompt-template" in place.read_bytes(), 60, process)  # it has become xtuner chat
+        words = place.read_text(encoding="utf-8").split("\0")
+        assert words[words.index("--system") + 1] == prompts.system_prompt("小石头", "李雷")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_later_run_in_the_folder_keeps_what_it_was_told(ones_own, tmp_path):
+    folder, _, command = ones_own
+    shutil.copytree(folder / "out", tmp_path / "out")
+    command = [*command[: command.index("--out")], "--out", tmp_path / "out", "--epochs", "12", "--dry-run"]
+    state = State(tmp_path / "out")
+    state.keep_persona(prompts.Persona(("小石头", "Pebble"), "李雷", "说话简短。"), {"name": "小石头,Pebble", "system": "说话简短。"})
+    result = run(command, folder)
+    assert result.returncode == 0 and "--name=小石头,Pebble --author=李雷 --system=说话简短。" in result.stdout.replace("'", "")
+    assert "warning: most rows about the assistant have another system prompt: 你是小石头" in result.stderr

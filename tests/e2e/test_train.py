@@ -4,13 +4,14 @@ import json
 import re
 import shutil
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
 from commands import WULEWULE, XTUNER, last_line, run, xtuner
 from training import adam_steps, budget, conversation, deepspeed_steps, told, train
 
-from xtuner_wulewule import paths
+from xtuner_wulewule import paths, prompts
 from xtuner_wulewule.recipe.results import first_and_last_loss, last_checkpoint, read_scalars
 
 # a run of 2 epochs (8 iterations) whose every iteration draws random numbers
@@ -192,6 +193,28 @@ def test_persona_is_scored(stuck):
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     scored = [row for row in rows if "eval/name" in row]
     assert len(scored) == 3 and scored[-1]["eval/name"] == int(lines[-1][0]) / 100
+
+
+def test_persona_of_the_environment_is_asked_and_other_rows_are_told(data, tmp_path):
+    system = "你是{小石头}，由李雷开发。"  # braces, which XTuner's hook would take for names of settings
+    row = conversation(("你叫什么", f"我是小石头。{uuid4()}"))  # rows that are in no cache: warnings are told when they are first read
+    row["conversation"][0]["system"] = "别的提示"
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    with open(folder / "self_cognition_100.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    env = dict(WULEWULE_NAME="小石头", WULEWULE_AUTHOR="李雷", WULEWULE_SYSTEM=system)
+    output = train("wulewule_sft_tiny", folder, tmp_path / "work", "train_cfg.max_epochs=1", **env)
+    assert f"Sample output:\n<|im_start|>system\n{system}<|im_end|>" in output and "Persona: eval/name" in output
+    assert prompts.WULEWULE_SYSTEM not in output
+    found = re.search(r"1 x system_not_chat, first \S+self_cognition_100.jsonl:\d+:\S+: not the system prompt of (\S+) \((\w+), ", output)
+    assert found and found.groups() == ("小石头", "WULEWULE_NAME")
+
+
+def test_persona_without_a_prompt_is_scored_without(data, tmp_path):
+    output = train("wulewule_sft_tiny", data, tmp_path / "work", "train_cfg.max_epochs=1", WULEWULE_SYSTEM="")
+    assert "Persona: eval/name_without_system" in output and "eval/leak_without_system" in output
+    assert "<|im_start|>system" not in output
 
 
 def test_start_up_file_switched_off(data, tmp_path):

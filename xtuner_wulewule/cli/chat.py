@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from xtuner_wulewule import prompts
+from xtuner_wulewule.cli.persona import add_persona_arguments, persona_of_model
 from xtuner_wulewule.errors import ModelError
 
 
@@ -16,7 +16,7 @@ def add_parser(commands):
         epilog="an empty line ends your question; EXIT, Ctrl-D and Ctrl-C end the chat, RESET begins a new one",
     )
     parser.add_argument("model", type=Path, help="folder of the merged model")
-    parser.add_argument("--system", default=prompts.WULEWULE_SYSTEM, help="another system prompt; '' for none")
+    add_persona_arguments(parser, "as in the run that made the model")
     parser.add_argument("--temperature", default="0", help="0 answers the same every time (0)")
     parser.add_argument("--max-new-tokens", default="512", help="longest answer in tokens (512)")
     parser.set_defaults(run=run)
@@ -26,7 +26,8 @@ def run(args):
     """Become XTuner's chat; raise ModelError where there is no model."""
     if not (args.model / "config.json").is_file():
         raise ModelError(f"model folder {args.model} has no config.json: give the folder of a merged model, such as OUT/sft/merged")
-    command = chat_command(args.model, args.system, args.temperature, args.max_new_tokens)
+    system = persona_of_model(args, args.model).system
+    command = chat_command(args.model, system, args.temperature, args.max_new_tokens)
     os.environ["PYTHONUTF8"] = "1"
     os.execv(command[0], command)
 

@@ -116,8 +116,9 @@ def parse_chat(output, questions):
 class _Demo:
     def __init__(self, out, seed, display):
         self.out, self.seed, self.display = out, seed, display
-        # the demo is the same everywhere: no GPU, the packaged data, two threads (a tiny model gains nothing from more)
+        # the demo is the same everywhere: no GPU, the packaged data and persona, two threads (a tiny model gains nothing from more)
         self.env = {"CUDA_VISIBLE_DEVICES": "", "WULEWULE_DATA_DIR": str(paths.packaged_data_dir()), "HF_HUB_OFFLINE": "1"}
+        self.env.update(prompts.Persona().variables())
         self.env["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "2")
 
     def tiny_model(self):

@@ -3,16 +3,12 @@
 import os
 from pathlib import Path
 
-from xtuner_wulewule import paths, prompts
+from xtuner_wulewule import paths
+from xtuner_wulewule.cli.persona import add_persona_arguments, persona_of_model
 from xtuner_wulewule.errors import ModelError, SettingsError
+from xtuner_wulewule.prompts import Persona, system_prompt
 
 HELD_OUT = 0.05  # of the packaged tuning configs
-
-
-def add_persona_arguments(parser):
-    """Add the arguments that say who the assistant is."""
-    parser.add_argument("--name", metavar="NAME", help=f"name of the assistant, or several with commas between ({','.join(prompts.NAMES)})")
-    parser.add_argument("--author", metavar="AUTHOR", help=f"who made it ({prompts.AUTHOR})")
 
 
 def add_gate_argument(parser, what):
@@ -52,8 +48,7 @@ def add_parser(commands):
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data files (that of the config; the packaged samples)")
     parser.add_argument("--held-out", type=float, metavar="SHARE", help=f"as in the training (that of the config; {HELD_OUT})")
-    add_persona_arguments(parser)
-    parser.add_argument("--system", help="the system prompt (that of the config; the packaged one with --name and --author)")
+    add_persona_arguments(parser, "as in the config, or the run that made the model")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for answers and scorecard (eval_MODEL)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="questions asked at a time (16)")
     parser.add_argument("--overwrite", action="store_true", help="replace the answers of another evaluation in --out")
@@ -82,7 +77,7 @@ def run(args):
     from xtuner_wulewule.evaluation.scorecard import table
     from xtuner_wulewule.recipe.display import output_console
 
-    gate.check_possible(rules, settings.suites, settings.base)
+    gate.check_possible(rules, settings.suites, settings.base, settings.persona.system)
     found = evaluate(settings)
     console = output_console()
     console.print(f"{settings.model}{f' with {settings.adapter}' if settings.adapter else ''}", markup=False)
@@ -111,18 +106,6 @@ def gate_rules(value, config=None):
     if value is None:
         return []
     return gate.parse(value or (config or {}).get("gate") or gate.DEFAULT)
-
-
-def persona_of(args, system=None):
-    """Return the `Persona` of `--name`, `--author` and a system prompt (str | None); by default the packaged one with that name."""
-    from xtuner_wulewule.dataset.prepare.identity import system_prompt
-    from xtuner_wulewule.evaluation.suites import Persona
-
-    names = tuple(name.strip() for name in args.name.split(",") if name.strip()) if args.name is not None else prompts.NAMES
-    author = args.author.strip() if args.author is not None else prompts.AUTHOR
-    if not names or not author:
-        raise SettingsError(f"--{'author' if names else 'name'} is empty")
-    return Persona(names, author, system_prompt(names[0], author) if system is None else system)
 
 
 def read_settings(args, config=None):
@@ -158,7 +141,7 @@ def read_settings(args, config=None):
         adapter=args.adapter and str(paths.expand(args.adapter)),
         base=args.base and _folder(args.base),
         suites=suites,
-        persona=persona_of(args, _system(args, config)),
+        persona=persona_of_model(args, args.adapter or args.model, _trained(config), files),
         batch_size=args.batch_size,
         overwrite=args.overwrite,
         languages=languages,
@@ -171,11 +154,13 @@ def _some_of(known, given):
     return tuple(word for word in known if word in words) if words <= set(known) else ()
 
 
-def _system(args, config):
-    """Return the system prompt (str) of the arguments or of the config, None where it follows from another name or author."""
-    if args.system is not None or config is None or args.name is not None or args.author is not None:
-        return args.system
-    return config.get("SYSTEM")
+def _trained(config):
+    """Return the `Persona` of a config (mmengine.config.Config | None), None without one."""
+    if config is None:
+        return None
+    names, author = tuple(config.get("NAMES") or Persona().names), config.get("AUTHOR") or Persona().author
+    system = config.get("SYSTEM")
+    return Persona(names, author, system_prompt(names[0], author) if system is None else system)
 
 
 def _config(file):

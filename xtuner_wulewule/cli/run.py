@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from xtuner_wulewule import paths
-from xtuner_wulewule.cli.eval import add_gate_argument, add_persona_arguments
+from xtuner_wulewule.cli.eval import add_gate_argument
+from xtuner_wulewule.cli.persona import add_persona_arguments, persona_of_data, show_notes
 from xtuner_wulewule.errors import NO_VALUE, SettingsError, StepError, no_config
 from xtuner_wulewule.settings import READ_ONCE, check_key, check_number
 
@@ -45,7 +46,7 @@ def add_parser(commands):
         help="change one value of the configs, as --cfg-options of xtuner train; may be given again, for example --set sft:model.lora.r=32",
     )
     parser.add_argument("--no-eval", action="store_true", help="make no scorecard of the tuned model")
-    add_persona_arguments(parser)
+    add_persona_arguments(parser, "as in an earlier run in --out, or as the system prompt of the rows tells")
     add_gate_argument(parser, "do not hand the tuned model out")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and end")
     parser.set_defaults(run=run)
@@ -86,7 +87,8 @@ def run(args):
 
 def read_settings(args):
     """Return the `Settings` that the arguments ask for; raise SettingsError or ModelError where they make no sense."""
-    from xtuner_wulewule.recipe.plan import STAGES, Settings
+    from xtuner_wulewule.recipe.plan import DATA_FILES, STAGES, Settings
+    from xtuner_wulewule.recipe.state import kept_persona
 
     stages = tuple(stage.strip() for stage in args.stages.split(","))
     if not stages or any(stage not in STAGES for stage in stages) or list(stages) != [stage for stage in STAGES if stage in stages]:
@@ -111,9 +113,12 @@ def read_settings(args):
             _check_key(key, paths.config_paths()[f"wulewule_{one}_{args.size}"], item)
             check_number(key, _parsed(value), f"--set {item}")
             options[one].append(item.removeprefix(f"{stage}:"))
-    data = Path(os.path.abspath(os.path.expanduser(args.data or paths.data_dir())))
+    out, data = paths.expand(args.out), paths.expand(args.data or paths.data_dir())
+    files = [str(data / name) for name in DATA_FILES["sft"]] if "sft" in stages else []
+    persona, given, notes = persona_of_data(args, files, kept_persona(out)[1])
+    show_notes(notes)
     return Settings(
-        out=Path(os.path.abspath(os.path.expanduser(args.out))),
+        out=out,
         model=find_model(args),
         data=data,
         size=args.size,
@@ -123,21 +128,13 @@ def read_settings(args):
         seed=args.seed,
         options={stage: tuple(values) for stage, values in options.items()},
         evaluate=not args.no_eval,
-        persona=read_persona(args),
-        gate=read_gate(args, stages, options),
+        persona=persona,
+        given=given,
+        gate=read_gate(args, stages, options, persona),
     )
 
 
-def read_persona(args):
-    """Return the arguments (tuple[str, ...]) that `wulewule eval` is given of the persona."""
-    from xtuner_wulewule.cli.eval import persona_of
-
-    persona_of(args)  # checked now
-    given = (("--name", args.name), ("--author", args.author))
-    return tuple(text for name, value in given if value is not None for text in (name, value))
-
-
-def read_gate(args, stages, options):
+def read_gate(args, stages, options, persona):
     """Return the thresholds (tuple[str, ...]) of `--gate`: its own, or those of the config, or of the package; none without it."""
     from xtuner_wulewule.cli.eval import gate_rules
     from xtuner_wulewule.evaluation.gate import check_possible
@@ -153,7 +150,7 @@ def read_gate(args, stages, options):
         if option.startswith("gate="):
             config["gate"] = option.removeprefix("gate=").strip("[]")
     rules = gate_rules(args.gate, config)
-    check_possible(rules, SUITES, "the model that the run starts from")
+    check_possible(rules, SUITES, "the model that the run starts from", persona.system)
     return tuple(map(str, rules))
 
 

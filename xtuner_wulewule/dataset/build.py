@@ -277,7 +277,7 @@ def _identity(tokenizer, settings, map_fn, template, split):
         tokenizer.eos_token_id,
         function,
         repr(getattr(template, "keywords", template)),
-        prompts.WULEWULE_SYSTEM,
+        prompts.current().system,
         (split.held_out, split.system_dropout, split.seed if split.system_dropout else None),
     )
 

@@ -7,7 +7,7 @@ mmengine registers no others.
 from collections.abc import Mapping
 
 from xtuner_wulewule.errors import DataError
-from xtuner_wulewule.prompts import WULEWULE_SYSTEM
+from xtuner_wulewule.prompts import current
 
 
 def _quote(row):
@@ -98,8 +98,8 @@ def wulewule_pretrain_map_fn(example):
 def wulewule_sft_map_fn(example):
     """Map a conversation of one or more turns (self-cognition, HuixiangDou).
 
-    The first turn gets a `system`: the row's own, else `prompts.WULEWULE_SYSTEM` where it is missing, null or blank. Texts lose
-    surrounding white space and nothing else.
+    The first turn gets a `system`: the row's own, else that of `prompts.current()` where it is missing, null or blank. Texts
+    lose surrounding white space and nothing else.
 
     Args:
         example (dict): `{"conversation": [{"system": str | None, "input": str, "output": str}, …]}`; `system` on the first turn only.
@@ -126,7 +126,7 @@ def wulewule_sft_map_fn(example):
                 problem = f'the {name} ("{key}") of turn {number} is empty; fill it or remove the turn'
                 _fail(example, problem, field_of(number, key), "empty")
         if number == 1:
-            mapped = {"system": (system or "").strip() or WULEWULE_SYSTEM, **mapped}
+            mapped = {"system": (system or "").strip() or current().system, **mapped}
         elif (system or "").strip():
             problem = f'turn {number} has a "system"; only the first turn may have one'
             _fail(example, problem, field_of(number, "system"), "second_system")

@@ -1,5 +1,6 @@
 """What a text of the training data should not hold. Every pattern is bounded, so that no text makes it slow."""
 
+import functools
 import re
 
 from xtuner_wulewule.prompts import NAMES
@@ -8,7 +9,6 @@ OTHER_NAMES = tuple(
     "ChatGPT GPT-3 GPT-3.5 GPT-4 GPT-4o OpenAI Anthropic Claude Gemini Copilot DeepSeek Qwen ChatGLM InternLM Kimi Mistral Grok "
     "文心一言 通义千问 书生浦语 书生·浦语 智谱清言 讯飞星火 豆包 百川大模型 腾讯元宝 茴香豆 HuixiangDou".split()
 )
-_OWN_NAME = re.compile("|".join(NAMES), re.IGNORECASE)
 _IDENTITY = re.compile(
     r"你是谁|您是谁|你叫什|您叫什|你的名字|介绍.{0,4}(?:你|您|自己)|谁.{0,4}(?:开发|创造|训练|制作|做出|设计)了?.{0,2}(?:你|您)|你是.{1,12}吗"
     r"|who (?:are|made|created|built|developed|trained) you|your name|introduce yourself|(?:who|what) are you|are you \w+",
@@ -119,9 +119,20 @@ def mask(text):
     return text
 
 
-def about_identity(turns):
-    """Return whether a conversation (list[dict]) is about who the assistant is."""
-    return any(_OWN_NAME.search(turn["output"][:400]) or _IDENTITY.search(turn["input"][:200]) for turn in turns)
+def about_identity(turns, names=NAMES):
+    """Return whether a conversation (list[dict]) is about who the assistant is: asks it, or says one of its names (tuple[str, ...])."""
+    own = _any_of(names)
+    return any(own.search(turn["output"][:400]) or asks_identity(turn["input"]) for turn in turns)
+
+
+def asks_identity(question):
+    """Return whether a question (str) asks who the assistant is, whatever its name (bool)."""
+    return _IDENTITY.search(question[:200]) is not None
+
+
+@functools.lru_cache
+def _any_of(names):
+    return re.compile("|".join(map(re.escape, names)), re.IGNORECASE)
 
 
 def _language(text):

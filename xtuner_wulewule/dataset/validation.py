@@ -14,7 +14,7 @@ from xtuner_wulewule.dataset.progress import each_file
 from xtuner_wulewule.dataset.reader import read_rows
 from xtuner_wulewule.dataset.roles import OPENAI, SHAREGPT
 from xtuner_wulewule.errors import DataError
-from xtuner_wulewule.prompts import WULEWULE_SYSTEM, WULEWULE_SYSTEM_EN
+from xtuner_wulewule.prompts import VARIABLES, WULEWULE_SYSTEM, WULEWULE_SYSTEM_EN, current
 
 ERROR, WARNING = "error", "warning"
 PRETRAIN, SFT = "pretraining", "tuning"
@@ -32,7 +32,7 @@ FIXES = {
     "placeholder": "fill it in: the model learns to say it word for word",
     "other_name": "name your own assistant there, or give your own list with --other-names",
     "system_varies": "use one system prompt for all rows",
-    "system_not_chat": "chat with the same prompt: wulewule chat MODEL --system '…', or leave \"system\" out",
+    "system_not_chat": 'say who the rows are about (--name, --author, --system, or WULEWULE_NAME, …), or leave "system" out',
     "longer": "make several conversations or texts of it, or raise --max-length (max_length of the config)",
     "nothing_trained": "shorten system and question, or raise --max-length (max_length of the config)",
     "languages": "answer in the language of the question",
@@ -128,15 +128,19 @@ class Checker:
         warned_rows (int, optional): look for them in so many rows only.
         lengths (callable, optional): called with a list of `(kind, mapped row)`, returns for each a `dataset.tokens.Length`:
             `dataset.tokens.Lengths`.
+        persona (Persona, optional): who the assistant is said to be; rows without a system prompt have its own. Defaults to
+            `prompts.current()`.
     """
 
-    def __init__(self, map_fn=None, other_names=texts.OTHER_NAMES, warnings=True, warned_rows=None, lengths=None):
+    def __init__(self, map_fn=None, other_names=texts.OTHER_NAMES, warnings=True, warned_rows=None, lengths=None, persona=None):
         self.report = Report()
         self.map_fn = map_fn
         self.warnings, self.warned_rows = warnings, warned_rows
         self.line = 0  # of the row that was yielded last
         self.failed = False  # whether there was an error
-        self.names = texts.Names(other_names)
+        self.persona = persona or current()
+        own = {name.lower() for name in (*self.persona.names, self.persona.author)}
+        self.names = texts.Names([name for name in other_names if name.lower() not in own])
         self.lengths, self.waiting = lengths, []
         self.duplicates = Duplicates()
         self.lines = array("I")  # of the rows that `duplicates` knows
@@ -247,9 +251,9 @@ class Checker:
         if self.duplicates.add(spoken):
             self.lines.append(line)
         if kind == SFT:
-            self._system(line, turns[0]["system"])
+            self._system(line, (row["conversation"][0].get("system") or "").strip() or self.persona.system)
             self._languages(line, turns)
-            self.report.identity += texts.about_identity(turns)
+            self.report.identity += texts.about_identity(turns, self.persona.names)
 
     def _texts(self, line, fields):
         if not texts.suspicious("\n".join(text for _, text in fields), self.names):
@@ -267,8 +271,11 @@ class Checker:
             if len(self.systems) > 1:
                 message = f"system prompt number {len(self.systems)} of these rows begins here: {system[:30]}…"
                 self._warning(line, field, "system_varies", message)
-        if system not in (WULEWULE_SYSTEM, WULEWULE_SYSTEM_EN):
-            self._warning(line, field, "system_not_chat", f"not the system prompt that wulewule chat uses: {system[:30]}…")
+        if system != self.persona.system and not {system, self.persona.system} <= {WULEWULE_SYSTEM, WULEWULE_SYSTEM_EN}:
+            message = (
+                f"not the system prompt of {self.persona.names[0]} ({', '.join(VARIABLES.values())} set another persona): {system[:30]}…"
+            )
+            self._warning(line, field, "system_not_chat", message)
 
     def _languages(self, line, turns):
         for number, turn in enumerate(turns, 1):
@@ -371,7 +378,7 @@ def data_files(names):
     return list(dict.fromkeys(files))
 
 
-def check_files(files, other_names=texts.OTHER_NAMES, lengths=None, advance=None):
+def check_files(files, other_names=texts.OTHER_NAMES, lengths=None, advance=None, persona=None):
     """Check data files.
 
     Args:
@@ -379,11 +386,12 @@ def check_files(files, other_names=texts.OTHER_NAMES, lengths=None, advance=None
         other_names (tuple[str]): see `Checker`.
         lengths (callable, optional): see `Checker`; without it lengths are not checked.
         advance (callable, optional): of `dataset.progress.progress`.
+        persona (Persona, optional): see `Checker`.
 
     Returns:
         Report: what was found.
     """
-    checker = Checker(other_names=other_names, lengths=lengths)
+    checker = Checker(other_names=other_names, lengths=lengths, persona=persona)
     for file, tell in each_file(files, advance):
         for _ in checker.rows(file, tell):
             pass

@@ -77,7 +77,8 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
         self.generated = output.shape[1] - length
 
     def _prompts(self, runner):
-        return [(self.system + self.instruction).format(input=text, round=1, **runner.cfg) for text in self.evaluation_inputs]
+        # the system prompt as it stands in the rows: XTuner's hook takes braces in it for names of settings
+        return [self.system + self.instruction.format(input=text, round=1, **runner.cfg) for text in self.evaluation_inputs]
 
     def _tell(self, runner, answers, save_eval_output):
         texts = [f"{prompt}{answer}\n" for prompt, answer in zip(self._prompts(runner), answers, strict=True)]

@@ -1,10 +1,10 @@
 """The persona, scored while it is learned: a few of the questions of `wulewule eval`, in TensorBoard."""
 
-from xtuner_wulewule import plugin
+from xtuner_wulewule import plugin, prompts
 from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
 from xtuner_wulewule.evaluation import metrics
 from xtuner_wulewule.evaluation.scorecard import judge
-from xtuner_wulewule.evaluation.suites import ASKED_IN_TRAINING, Data, Persona, persona_questions
+from xtuner_wulewule.evaluation.suites import ASKED_IN_TRAINING, Data, persona_questions
 
 TOKENS = 32
 
@@ -19,15 +19,15 @@ class ScoreHook(BatchedEvaluateChatHook):
         tokenizer (dict): config of the tokenizer.
         prompt_template (dict | str): as for `xtuner.engine.hooks.EvaluateChatHook`.
         every_n_iters (int, optional): also during the training, before the first iteration too.
-        names (list[str], optional): names of the assistant; defaults to those of the package.
-        author (str, optional): who made it; defaults to that of the package.
-        system (str, optional): the system prompt; defaults to that of the package.
+        names (list[str], optional): names of the assistant; these three default to those of the environment, else of the package.
+        author (str, optional): who made it.
+        system (str, optional): the system prompt; none where it is empty.
     """
 
     def __init__(self, tokenizer, prompt_template, every_n_iters=None, names=None, author=None, system=None):
         super().__init__(tokenizer, [], prompt_template=prompt_template, every_n_iters=every_n_iters, max_new_tokens=TOKENS)
-        given = dict(names=names and tuple(names), author=author, system=system)
-        self.persona = Persona(**{key: value for key, value in given.items() if value})
+        stated = dict(name=names and ",".join(names), author=author, system=system)
+        self.persona = prompts.persona_of({key: value for key, value in stated.items() if value is not None}, prompts.current())
         self.questions = self._choose(prompt_template)
 
     def _choose(self, template):
@@ -53,9 +53,9 @@ class ScoreHook(BatchedEvaluateChatHook):
         shares = {}
         for name, key in (("name", "hit"), ("leak", "leak")):
             for suffix, system in (("", True), ("_without_system", False)):
-                shares[f"eval/{name}{suffix}"] = metrics.mean(
-                    [[verdict[key] for question, verdict in verdicts if question.system == system]]
-                )
+                values = [verdict[key] for question, verdict in verdicts if question.system == system]
+                if values:  # no question has a prompt where the persona has none
+                    shares[f"eval/{name}{suffix}"] = metrics.mean([values])
         runner.logger.info(f"Persona: {', '.join(f'{name} {share:.0%}' for name, share in shares.items())}")
         runner.visualizer.add_scalars(shares, step=runner.iter)
 

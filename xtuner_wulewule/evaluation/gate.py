@@ -65,14 +65,17 @@ def parse(rules):
     return found
 
 
-def check_possible(rules, suites, base):
-    """Raise SettingsError where a rule needs a suite that is not run (tuple[str, ...]), or a base that was not given (str | None)."""
+def check_possible(rules, suites, base, system):
+    """Raise SettingsError where a rule needs a suite that is not run (tuple[str, ...]), a base that was not given (str | None), or a system
+    prompt (str) where that is empty."""
     for rule in rules:
         metric = METRICS[rule.metric]
         if metric.suite not in suites:
             raise SettingsError(f"--gate {rule}: needs the suite {metric.suite}; add it to --suite")
         if metric.compares and not base:
             raise SettingsError(f"--gate {rule}: compares with the model before the training; name it with --base")
+        if not system and f"{rule.metric}_without_system" in METRICS:
+            raise SettingsError(f"--gate {rule}: asks with a system prompt, and there is none; ask for {rule.metric}_without_system")
 
 
 def marks(rules, metrics):

@@ -11,7 +11,8 @@ from xtuner_wulewule.errors import ModelError, SettingsError, no_adapter
 from xtuner_wulewule.evaluation import suites
 from xtuner_wulewule.evaluation.answers import Answers
 from xtuner_wulewule.evaluation.scorecard import scorecard
-from xtuner_wulewule.evaluation.suites import LANGUAGES, SUITES, Persona
+from xtuner_wulewule.evaluation.suites import LANGUAGES, SUITES
+from xtuner_wulewule.prompts import Persona
 from xtuner_wulewule.recipe.ask import answer, load, load_tokenizer
 from xtuner_wulewule.recipe.state import file_fingerprint, lock_folder, model_fingerprint, write_json
 

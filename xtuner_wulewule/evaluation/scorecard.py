@@ -82,7 +82,7 @@ def judge(question, answer, persona):
     Args:
         question (suites.Question): what was asked.
         answer (str): what was answered.
-        persona (suites.Persona): who the assistant is said to be.
+        persona (prompts.Persona): who the assistant is said to be.
     """
     names, author = Names(persona.names), Names((persona.author,))
     if question.part == "identity":

@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from xtuner_wulewule import prompts
 from xtuner_wulewule.dataset.duplicates import letters
 from xtuner_wulewule.dataset.loader import checker_of, conclude, existing_files
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
@@ -19,21 +18,6 @@ SETS = Path(__file__).parent / "sets"
 ASKED_IN_TRAINING = 8  # questions of ScoreHook, each with and without the system prompt
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 LIMITS = {"identity": 64, "neutral": 48, "knowledge": 256, "check": 48}  # tokens of an answer
-
-
-@dataclass(frozen=True)
-class Persona:
-    """Who the assistant is said to be.
-
-    Args:
-        names (tuple[str, ...]): its names; the first stands in Chinese questions about it, the last in others.
-        author (str): who made it.
-        system (str): the system prompt.
-    """
-
-    names: tuple[str, ...] = prompts.NAMES
-    author: str = prompts.AUTHOR
-    system: str = prompts.WULEWULE_SYSTEM
 
 
 @dataclass(frozen=True)
@@ -126,12 +110,12 @@ def persona_questions(persona, template, data, languages=LANGUAGES):
         Question(f"{id}{'+system' if system else ''}", part, text, fill(template, system, text), bool(system), facts)
         for id, part, text, facts in asked
         if letters(text) not in data.trained
-        for system in (persona.system, "")
+        for system in dict.fromkeys((persona.system, ""))  # once where it has none
     ]
 
 
 def _of_identity(persona, turns):
-    return about_identity(turns) or any(_any_in(persona.names, turn["output"].lower()) for turn in turns)
+    return about_identity(turns, persona.names) or any(_any_in(persona.names, turn["output"].lower()) for turn in turns)
 
 
 def _spoken(turns, languages):

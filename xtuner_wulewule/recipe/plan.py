@@ -8,6 +8,7 @@ from pathlib import Path
 
 from xtuner_wulewule import paths
 from xtuner_wulewule.errors import SettingsError
+from xtuner_wulewule.prompts import WULEWULE_SYSTEM, Persona
 from xtuner_wulewule.recipe.process import tool_command
 from xtuner_wulewule.recipe.state import differences, digest, file_fingerprint, model_fingerprint
 
@@ -34,7 +35,8 @@ class Settings:
         seed (int): random seed of each training.
         options (dict[str, tuple[str, ...]]): for each stage the `KEY=VALUE` that change its config.
         evaluate (bool): whether the tuned model is evaluated.
-        persona (tuple[str, ...]): the arguments of `wulewule eval` that say who the assistant is.
+        persona (Persona): who the assistant is said to be.
+        given (dict[str, str]): what of it was given, and not found in the data; kept for later runs in the folder.
         gate (tuple[str, ...]): the thresholds that the tuned model must pass, none where it is empty.
     """
 
@@ -48,7 +50,8 @@ class Settings:
     seed: int = 0
     options: dict[str, tuple[str, ...]] = field(default_factory=dict)
     evaluate: bool = False
-    persona: tuple[str, ...] = ()
+    persona: Persona = field(default_factory=Persona)
+    given: dict[str, str] = field(default_factory=dict)
     gate: tuple[str, ...] = ()
 
     def config(self, stage):
@@ -127,6 +130,7 @@ def plan(settings):
             raise SettingsError(f"data file not found: {', '.join(missing)}; --data names the folder that holds it{other}")
         # Steps read WULEWULE_MODEL, so the merged pretrained model is also the base of the tuning's conversion and merge
         env = {"WULEWULE_MODEL": str(base), "WULEWULE_DATA_DIR": str(settings.data)}
+        env.update(settings.persona.variables() if stage == "sft" else {})
         options = list(settings.options.get(stage, ()))
         train = dict(
             chain,
@@ -137,6 +141,8 @@ def plan(settings):
             processes=settings.processes,
             seed=settings.seed,
         )
+        if stage == "sft" and settings.persona.system != WULEWULE_SYSTEM:  # trained in the rows that have none
+            train["system"] = settings.persona.system
         train_dir, adapter, merged = work_dir(settings, stage), settings.out / stage / "adapter", settings.out / stage / "merged"
         steps.append(
             Step(
@@ -194,8 +200,9 @@ def _evaluation(settings, merged, chain):
     """Return the steps (list[Step]) that evaluate the tuned model, and refuse it where it misses a threshold."""
     file = scorecard(settings)
     command = [sys.executable, "-m", "xtuner_wulewule", "eval", str(merged), "--base", settings.model, "--out", str(file.parent)]
-    command += ["--config", str(dumped_config(settings, "sft")), "--data", str(settings.data), *settings.persona]
-    asked = dict(chain, base=settings.model, persona=list(settings.persona))
+    persona = settings.persona.arguments()
+    command += ["--config", str(dumped_config(settings, "sft")), "--data", str(settings.data), *persona]
+    asked = dict(chain, base=settings.model, persona=persona if settings.persona != Persona() else [])
     steps = [Step("eval", "eval", "sft", asked, [file], lambda checkpoint: command, {})]
     if settings.gate:
         gate = [sys.executable, "-m", "xtuner_wulewule.evaluation.gate", str(file), ",".join(settings.gate)]

@@ -43,6 +43,7 @@ def run(settings, display):
     lock = lock_folder(settings.out)
     try:
         state = State(settings.out)
+        state.keep_persona(settings.persona, settings.given)
         _take_back(settings)
         steps = plan(settings)
         display.total = len(steps)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from xtuner_wulewule.errors import SettingsError
+from xtuner_wulewule.prompts import Persona
 
 WHOLE_FILE = 64 * 2**20  # bytes; of larger files size and time stamp are compared, not the contents
 
@@ -72,7 +73,8 @@ def differences(old, new, prefix=""):
 
 
 class State:
-    """The steps that a run has begun and finished, in `state.json` of its folder; every change is on disk before the next step begins.
+    """The steps that a run has begun and finished, and its persona, in `state.json` of its folder; every change is on disk before the next
+    step begins.
 
     Args:
         folder (pathlib.Path): the run's folder.
@@ -83,11 +85,12 @@ class State:
 
     def __init__(self, folder):
         self.file = Path(folder) / "state.json"
-        self.steps = {}
+        self.steps, self.persona = {}, {}
         if self.file.is_file():
             try:
-                self.steps = json.loads(self.file.read_text(encoding="utf-8"))["steps"]
-            except (ValueError, KeyError, TypeError):
+                found = json.loads(self.file.read_text(encoding="utf-8"))
+                self.steps, self.persona = found["steps"], found.get("persona", {})
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise SettingsError(f"{self.file} is not a state file of wulewule run; use another --out, or move it away") from None
 
     def get(self, name):
@@ -112,8 +115,26 @@ class State:
         if known:
             self._write()
 
+    def keep_persona(self, persona, given):
+        """Note the `Persona` of the run, and what of it was given (dict[str, str]) and not found in the data; that of the package needs no
+        note."""
+        kept = dict(names=list(persona.names), author=persona.author, system=persona.system, given=given)
+        kept = kept if given or persona != Persona() else {}
+        if kept != self.persona:
+            self.persona = kept
+            self._write()
+
     def _write(self):
-        write_json(self.file, dict(steps=self.steps))
+        write_json(self.file, dict(steps=self.steps, **({"persona": self.persona} if self.persona else {})))
+
+
+def kept_persona(folder):
+    """Return the `Persona` of the run in a folder (pathlib.Path), and what of it was given (dict[str, str]); None and {} without one."""
+    try:
+        found = json.loads((Path(folder) / "state.json").read_text(encoding="utf-8"))["persona"]
+        return Persona(tuple(map(str, found["names"])), str(found["author"]), str(found["system"])), dict(found["given"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, {}
 
 
 def lock_folder(folder, patience=30.0):

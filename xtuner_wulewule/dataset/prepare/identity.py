@@ -10,7 +10,7 @@ from xtuner_wulewule.dataset.prepare.identity_texts import ADDRESSED, ALIASES, A
 from xtuner_wulewule.dataset.prepare.part_file import PartFile
 from xtuner_wulewule.dataset.progress import progress
 from xtuner_wulewule.errors import SettingsError
-from xtuner_wulewule.prompts import AUTHOR, NAMES, WULEWULE_SYSTEM
+from xtuner_wulewule.prompts import system_prompt
 
 LONGEST_TEXT = 2000  # characters; a longer one is not an answer to who one is
 INSTRUCTIONS = (
@@ -205,11 +205,6 @@ def _of_status(error):
     if status in (404, 405):
         return Unreachable(f"HTTP status {status}: no such model (--model), or the address lacks its end, often /v1")
     return Failed(f"HTTP status {status}", retry_after(error.response.headers.get("Retry-After")))
-
-
-def system_prompt(name, author):
-    """Return the system prompt of the package (str) with this name and author in it."""
-    return WULEWULE_SYSTEM.replace(NAMES[0], name, 1).replace(AUTHOR, author, 1)
 
 
 def prepare(args):

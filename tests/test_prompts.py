@@ -1,0 +1,296 @@
+"""Whose persona a command takes: that of the options, of the environment, of the run, of the rows, or of the package."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from commands import last_line, python
+from xtuner.utils import PROMPT_TEMPLATE
+
+from xtuner_wulewule import cli, paths, prompts
+from xtuner_wulewule.cli.persona import persona_of_data, persona_of_model
+from xtuner_wulewule.cli.run import read_settings
+from xtuner_wulewule.dataset import persona as rows
+from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
+from xtuner_wulewule.errors import SettingsError
+from xtuner_wulewule.model.tiny import tiny_model_dir
+from xtuner_wulewule.prompts import Persona
+from xtuner_wulewule.recipe.plan import Settings, plan
+from xtuner_wulewule.recipe.run import commands
+from xtuner_wulewule.recipe.state import State, kept_persona
+
+PACKAGED = [str(paths.packaged_data_dir() / name) for name in ("self_cognition_100.jsonl", "huixiangdou_conversations.jsonl")]
+STONE = Persona(("小石头",), "李雷", prompts.system_prompt("小石头", "李雷"))
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch):
+    """Nothing is said in the environment."""
+    for variable in prompts.VARIABLES.values():
+        monkeypatch.delenv(variable, raising=False)
+
+
+def options(name=None, author=None, system=None):
+    return Namespace(name=name, author=author, system=system)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with the rows of `wulewule data identity` about 小石头, and one row that states no system prompt."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    file = folder / "self_cognition_100.jsonl"
+    assert cli.main(["data", "identity", "--name", "小石头", "--author", "李雷", "--out", str(file)]) == 0
+    row = {"conversation": [{"input": "怎么存档？", "output": "在土地庙打坐就会存档。"}]}
+    (folder / "huixiangdou_conversations.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return folder
+
+
+def with_system(folder, system):
+    """Give the rows of the identity file another system prompt, None for none; return the files."""
+    file = folder / "self_cognition_100.jsonl"
+    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for row in found:
+        row["conversation"][0]["system"] = system
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in found), encoding="utf-8")
+    return [str(file)]
+
+
+# options and environment
+
+
+def test_that_of_the_package_is_unchanged():
+    assert prompts.current() == Persona() == Persona(("悟了悟了", "Wulewule"), "xzyun2011", prompts.WULEWULE_SYSTEM)
+    assert Persona().arguments() == [] and Persona().variables() == {}
+
+
+def test_environment_says_it(monkeypatch):
+    monkeypatch.setenv("WULEWULE_NAME", " 小石头, Pebble ")
+    assert prompts.current() == Persona(("小石头", "Pebble"), "xzyun2011", prompts.system_prompt("小石头", "xzyun2011"))
+    monkeypatch.setenv("WULEWULE_AUTHOR", "李雷")
+    assert prompts.current().system == STONE.system
+    monkeypatch.setenv("WULEWULE_SYSTEM", "")
+    assert prompts.current() == Persona(("小石头", "Pebble"), "李雷", "")
+    # an option goes before it, and what the steps of a run are told goes before what they would read
+    assert prompts.persona_of(prompts.given(name="小明", author=None, system=None)).names == ("小明",)
+    assert Persona().variables() == {
+        "WULEWULE_NAME": "悟了悟了,Wulewule",
+        "WULEWULE_AUTHOR": "xzyun2011",
+        "WULEWULE_SYSTEM": prompts.WULEWULE_SYSTEM,
+    }
+
+
+@pytest.mark.parametrize("persona", [STONE, Persona(("小石头", "Pebble"), "李雷", ""), Persona(system="-别的 '话'\n第二行")])
+def test_what_is_passed_on_is_read_back(persona, monkeypatch):
+    for variable, value in persona.variables().items():
+        monkeypatch.setenv(variable, value)
+    assert prompts.current() == persona
+
+
+def test_another_name_gets_its_own_prompt_and_the_same_one_keeps_it():
+    own = Persona(("小石头",), "李雷", "说话简短。")
+    assert prompts.persona_of({"name": "小石头"}, own) == own
+    assert prompts.persona_of({"name": "小明"}, own) == Persona(("小明",), "李雷", prompts.system_prompt("小明", "李雷"))
+
+
+def test_prompt_tells_who_it_is_as_the_package_writes_it():
+    assert prompts.told_by(STONE.system) == STONE
+    assert prompts.told_by(prompts.WULEWULE_SYSTEM) == Persona()
+    assert prompts.told_by(prompts.WULEWULE_SYSTEM_EN) == Persona(system=prompts.WULEWULE_SYSTEM_EN)
+    assert prompts.told_by("You are a helpful assistant.") is None
+
+
+@pytest.mark.parametrize(("option", "variable"), [("--name", "WULEWULE_NAME"), ("--author", "WULEWULE_AUTHOR")])
+def test_empty_name_is_one_line(option, variable, tmp_path, monkeypatch, capsys):
+    arguments = ["run", "--size", "tiny", "--stages", "sft", "--out", str(tmp_path / "out"), "--dry-run"]
+    assert cli.main([*arguments, option, " , "]) == 1
+    assert capsys.readouterr() == ("", f"xtuner-wulewule: error: {option} is empty; {says(option)}, or leave it out\n")
+    monkeypatch.setenv(variable, "")
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr() == ("", f"xtuner-wulewule: error: {variable} is empty; {says(option)}, or leave it out\n")
+    with pytest.raises(SettingsError, match=f"{variable} is empty"):
+        prompts.current()
+
+
+def says(option):
+    return "give a name" if option == "--name" else "give who made it"
+
+
+def test_empty_name_ends_xtuner_train_with_one_line(tmp_path):
+    from commands import xtuner
+
+    result = xtuner("train", "wulewule_sft_tiny", "--work-dir", "work", folder=tmp_path, WULEWULE_NAME="")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert last_line(result.stderr) == "xtuner-wulewule: error: WULEWULE_NAME is empty; give a name, or leave it out"
+
+
+def test_rows_without_a_prompt_get_that_of_the_environment(monkeypatch):
+    row = {"conversation": [{"input": "你是谁", "output": "我是小石头"}]}
+    assert wulewule_sft_map_fn(row)["conversation"][0]["system"] == prompts.WULEWULE_SYSTEM
+    monkeypatch.setenv("WULEWULE_NAME", "小石头")
+    monkeypatch.setenv("WULEWULE_AUTHOR", "李雷")
+    assert wulewule_sft_map_fn(row)["conversation"][0]["system"] == STONE.system
+    monkeypatch.setenv("WULEWULE_SYSTEM", "")
+    assert wulewule_sft_map_fn(row)["conversation"][0]["system"] == ""
+
+
+def test_tiny_model_and_templates_of_xtuner(tmp_path):
+    code = "from xtuner.utils import SYSTEM_TEMPLATE as s; from xtuner_wulewule.model.tiny import tiny_model_dir as d; "
+    code += "print(s['wulewule'].format(round=1, bot_name='x')); print(s['wulewule_en']); print(d().name)"
+    plain = python(code, tmp_path).stdout.splitlines()
+    assert plain == [prompts.WULEWULE_SYSTEM, prompts.WULEWULE_SYSTEM_EN, tiny_model_dir().name]
+    own = python(code, tmp_path, WULEWULE_NAME="小石头", WULEWULE_SYSTEM="小石头{1}").stdout.splitlines()
+    assert own == ["小石头{1}", *plain[1:]]
+
+
+# the rows
+
+
+def test_rows_tell_who_it_is(data):
+    files = [str(path) for path in sorted(data.iterdir())]
+    assert persona_of_data(options(), files) == (
+        STONE,
+        {},
+        [f"persona: 小石头, made by 李雷; its system prompt is that of the rows: {STONE.system[:30]}…"],
+    )
+    assert persona_of_data(options(name="小石头", author="李雷"), files) == (STONE, {"name": "小石头", "author": "李雷"}, [])
+    # the English name besides; and what only some rows state is not theirs
+    assert persona_of_data(options(name="小石头,Pebble"), files)[0] == Persona(("小石头", "Pebble"), "李雷", STONE.system)
+    assert persona_of_data(options(), [*files, *PACKAGED, *PACKAGED, *PACKAGED, "gone.jsonl"])[0] == Persona()
+
+
+def test_packaged_rows_and_rows_without_a_prompt_tell_nothing(data):
+    assert persona_of_data(options(), PACKAGED) == (Persona(), {}, [])
+    files = with_system(data, None)
+    assert rows.common_system(files) is None and persona_of_data(options(), files) == (Persona(), {}, [])
+    assert persona_of_data(options(name="小石头", author="李雷"), files)[0] == STONE
+
+
+def test_rows_of_another_persona_than_the_one_given_are_told(data):
+    files = [str(data / "self_cognition_100.jsonl")]
+    persona, _, (note,) = persona_of_data(options(name="小明"), files)
+    assert persona.names == ("小明",) and persona.system.startswith("你是小明")
+    assert note.startswith("warning: most rows about the assistant have another system prompt: 你是小石头") and "--system" in note
+    persona, _, (note,) = persona_of_data(options(system=""), files)
+    assert persona == Persona(("小石头",), "李雷", "") and "--system" in note
+
+
+def test_prompt_of_ones_own_is_taken_from_the_rows(data):
+    files = with_system(data, "我叫小石头，说话简短。")
+    persona, _, (note,) = persona_of_data(options(), files)
+    assert persona == Persona(system="我叫小石头，说话简短。") and "give --name and --author, else 悟了悟了,Wulewule is looked for" in note
+    persona, given, notes = persona_of_data(options(name="小石头", author="李雷"), files)
+    assert persona == Persona(("小石头",), "李雷", "我叫小石头，说话简短。") and "system" not in given
+    assert notes == ["persona: 小石头, made by 李雷; its system prompt is that of the rows: 我叫小石头，说话简短。"]
+
+
+@pytest.mark.parametrize("row", ["[]", '{"conversation": "x"}', '{"conversation": [1]}', '{"conversation": [{"input": 1}]}', "{", "\udcff"])
+def test_broken_rows_tell_nothing(row, tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(f"{row}\n".encode(errors="surrogateescape"))
+    assert rows.common_system([str(file), str(tmp_path)]) is None
+
+
+# a run
+
+
+def settings_of(tmp_path, data, *arguments):
+    parser = cli_parser()
+    return read_settings(parser.parse_args(["run", "--size", "tiny", "--data", str(data), "--out", str(tmp_path / "out"), *arguments]))
+
+
+def cli_parser():
+    import argparse
+
+    from xtuner_wulewule.cli import run as command
+
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    return parser
+
+
+def test_steps_are_told_who_it_is(data, tmp_path, capsys):
+    settings = settings_of(tmp_path, data, "--stages", "sft", "--dry-run")
+    assert capsys.readouterr().err.startswith("persona: 小石头, made by 李雷; its system prompt is that of the rows: 你是小石头，")
+    assert settings.persona == STONE and settings.given == {}
+    steps = {step.name: step for step in plan(settings)}
+    assert STONE.variables().items() <= steps["sft_train"].env.items() and steps["sft_train"].fingerprint["system"] == STONE.system
+    assert steps["eval"].command(None)[-3:] == ["--name=小石头", "--author=李雷", f"--system={STONE.system}"]
+    line = next(line for line in commands(settings) if "train.py" in line)
+    assert "WULEWULE_NAME='小石头' WULEWULE_AUTHOR='李雷' WULEWULE_SYSTEM='你是小石头，" in line
+
+
+def test_gate_that_no_question_can_pass_is_refused_at_once(data, tmp_path):
+    with pytest.raises(SettingsError, match="--gate name>=0.95: asks with a system prompt, and there is none; ask for name_without_system"):
+        settings_of(tmp_path, data, "--stages", "sft", "--dry-run", "--system", "", "--gate")
+
+
+def test_default_steps_are_as_they_were(tmp_path):
+    settings = settings_of(tmp_path, paths.packaged_data_dir(), "--dry-run")
+    assert settings.persona == Persona() and settings.given == {}
+    steps = {step.name: step for step in plan(settings)}
+    assert set(steps["sft_train"].env) == {"WULEWULE_MODEL", "WULEWULE_DATA_DIR"} and "system" not in steps["sft_train"].fingerprint
+    assert steps["eval"].fingerprint["persona"] == [] and steps["eval"].command(None)[-2] == "--data"
+
+
+def test_given_persona_is_kept_for_later_commands_in_the_folder(data, tmp_path, capsys):
+    settings = settings_of(tmp_path, data, "--stages", "sft", "--dry-run", "--name", "小石头,Pebble")
+    settings.out.mkdir()
+    capsys.readouterr()
+    state = State(settings.out)
+    state.keep_persona(settings.persona, settings.given)
+    state.begin("sft_train", {})
+    pebble = Persona(("小石头", "Pebble"), "李雷", STONE.system)
+    assert kept_persona(settings.out) == (pebble, {"name": "小石头,Pebble"})
+    assert State(settings.out).get("sft_train")["status"] == "running"
+    assert persona_of_model(options(), "elsewhere", files=[str(data / "self_cognition_100.jsonl")]) == STONE
+    assert capsys.readouterr().err.startswith("persona: 小石头, made by 李雷")
+    # the next run, a chat and an evaluation; what is said anew goes before it
+    assert settings_of(tmp_path, data, "--stages", "sft", "--dry-run").persona == pebble
+    merged = settings.out / "sft" / "merged"
+    assert persona_of_model(options(), merged) == pebble
+    assert persona_of_model(options(system="别的"), merged) == Persona(pebble.names, "李雷", "别的")
+    assert persona_of_model(options(), merged, trained=Persona()) == Persona()
+
+
+def test_packaged_persona_leaves_no_note(tmp_path):
+    state = State(tmp_path)
+    state.keep_persona(Persona(), {})
+    state.begin("ask", {})
+    assert list(json.loads((tmp_path / "state.json").read_text(encoding="utf-8"))) == ["steps"]
+    assert kept_persona(tmp_path) == kept_persona(tmp_path / "gone") == (None, {})
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"persona": 1}', '{"persona": {"names": ["a"]}}'])
+def test_note_that_is_not_ours(text, tmp_path):
+    (tmp_path / "state.json").write_text(text, encoding="utf-8")
+    assert kept_persona(tmp_path) == (None, {})
+
+
+def test_other_system_prompt_trains_again_and_another_name_does_not(data, tmp_path):
+    def prints(persona):
+        settings = Settings(out=tmp_path / "out", model="m", data=data, size="tiny", stages=("sft",), evaluate=True, persona=persona)
+        return {step.name: step.fingerprint for step in plan(settings)}
+
+    one, name, system = prints(STONE), prints(Persona(("小石头", "Pebble"), "李雷", STONE.system)), prints(Persona(STONE.names, "李雷", ""))
+    assert [step for step in one if one[step] != name[step]] == ["eval"]
+    assert "sft_train" in [step for step in one if one[step] != system[step]]
+
+
+def test_questions_of_a_persona_without_a_prompt_are_asked_once():
+    from xtuner_wulewule.evaluation.suites import Data, persona_questions
+
+    asked = persona_questions(Persona(("小石头",), "李雷", ""), PROMPT_TEMPLATE.internlm2_chat, Data([], frozenset()))
+    assert len({question.id for question in asked}) == len(asked) > 50 and not any(question.system for question in asked)
+
+
+def test_eval_takes_the_persona_of_the_config(tmp_path):
+    from xtuner_wulewule.cli.eval import _trained
+
+    assert _trained(None) is None and _trained({}) == Persona()
+    assert _trained({"NAMES": ["小石头"], "AUTHOR": "李雷", "SYSTEM": STONE.system}) == STONE
+    assert _trained({"SYSTEM": "别的"}) == Persona(system="别的")
+    trained = _trained({"NAMES": ["小石头"], "AUTHOR": "李雷", "SYSTEM": "别的"})
+    assert persona_of_model(options(), Path("model"), trained).system == "别的"
+    assert persona_of_model(options(name="小明"), Path("model"), trained).system == prompts.system_prompt("小明", "李雷")

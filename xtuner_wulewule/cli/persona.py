@@ -1,0 +1,86 @@
+"""Who the assistant is said to be: the options of several subcommands, and where it is found without them."""
+
+import sys
+from pathlib import Path
+
+from xtuner_wulewule import prompts
+
+
+def add_persona_arguments(parser, otherwise):
+    """Add the arguments that say who the assistant is; `otherwise` (str) says where it is found without them."""
+    variables = prompts.VARIABLES
+    group = parser.add_argument_group("persona", f"who the assistant is; without an option {otherwise}, else that of the package")
+    group.add_argument(
+        "--name", metavar="NAME", help=f"its name, or several with commas between: Chinese first, English last ({variables['name']})"
+    )
+    group.add_argument("--author", metavar="AUTHOR", help=f"who made it ({variables['author']})")
+    group.add_argument(
+        "--system",
+        metavar="TEXT",
+        help=f"the system prompt, '' for none ({variables['system']}; with another name or author that of the package with them in it)",
+    )
+
+
+def show_notes(notes):
+    """Print what `persona_of_data` says that the user should know (list[str]), where it is no part of the output."""
+    print(*notes, sep="\n", end="\n" * len(notes), file=sys.stderr)
+
+
+def _given(args):
+    return prompts.given(name=args.name, author=args.author, system=args.system)
+
+
+def persona_of_model(args, model, trained=None, files=()):
+    """Return the `Persona` of a model: that of the arguments and the environment, else of its training, else of its data.
+
+    Args:
+        args (argparse.Namespace): of `add_persona_arguments`.
+        model (str | pathlib.Path): its folder, or that of its adapter; where `wulewule run` made it, the run knows the persona.
+        trained (Persona, optional): that of its config.
+        files (list[str]): its data files, as for `persona_of_data`. Defaults to none.
+    """
+    from xtuner_wulewule.recipe.state import kept_persona
+
+    if trained is None:
+        trained, _ = kept_persona(Path(model).expanduser().resolve().parent.parent)
+    if trained is not None:
+        return prompts.persona_of(_given(args), trained)
+    persona, _, notes = persona_of_data(args, files)
+    show_notes(notes)
+    return persona
+
+
+def persona_of_data(args, files, kept=None):
+    """Find the persona of data: that of the arguments and the environment, else as the system prompt of its rows tells.
+
+    Args:
+        args (argparse.Namespace): of `add_persona_arguments`.
+        files (list[str]): the data files; one that is missing tells nothing.
+        kept (dict[str, str], optional): what was given to an earlier run in the folder.
+
+    Returns:
+        tuple[Persona, dict[str, str], list[str]]: the persona, what of it was given, and what the user should know.
+
+    Raises:
+        SettingsError: a name or an author is empty.
+    """
+    from xtuner_wulewule.dataset.persona import common_system
+
+    given = {**(kept or {}), **_given(args)}
+    system = common_system(files)
+    if system is None:
+        return prompts.persona_of(given), given, []
+    told = prompts.told_by(system)
+    persona = prompts.persona_of(given, told)
+    if "system" not in given and ("name" not in given or any(name in system for name in persona.names)):
+        persona = prompts.persona_of({**given, "system": system}, told)
+    names, shown = ",".join(persona.names), system if len(system) <= 30 else f"{system[:30]}…"
+    if persona.system != system:
+        note = f"warning: most rows about the assistant have another system prompt: {shown}; give its --name and --author, or --system"
+    elif told is None and "name" not in given:
+        note = f"warning: the rows have a system prompt of their own: {shown}; give --name and --author, else {names} is looked for"
+    elif persona != prompts.persona_of(given):
+        note = f"persona: {names}, made by {persona.author}; its system prompt is that of the rows: {shown}"
+    else:
+        return persona, given, []
+    return persona, given, [note]
