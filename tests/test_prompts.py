@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from commands import last_line, python
+from commands import WULEWULE, last_line, python, run
 from xtuner.utils import PROMPT_TEMPLATE
 
 from xtuner_wulewule import cli, paths, prompts
@@ -190,6 +190,34 @@ def test_broken_rows_tell_nothing(row, tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(f"{row}\n".encode(errors="surrogateescape"))
     assert rows.common_system([str(file), str(tmp_path)]) is None
+
+
+def test_check_of_rows_about_ones_own(data, tmp_path):
+    result = run([WULEWULE, "data", "check", data], tmp_path)
+    assert "system_not_chat" not in result.stdout and "system_varies" not in result.stdout and result.returncode == 0
+    assert "about who the assistant is: 310 of 347" in result.stdout and "note: persona: 小石头, made by 李雷" in result.stdout
+    other = run([WULEWULE, "data", "check", data, "--name", "小明"], tmp_path)
+    assert "warning system_not_chat: 346" in other.stdout and "fix: say who the rows are about (--name, " in other.stdout
+    assert "about who the assistant is: 79 of 347" in other.stdout
+    same = run([WULEWULE, "data", "check", data, "--json"], tmp_path, WULEWULE_NAME="小石头", WULEWULE_AUTHOR="李雷")
+    assert json.loads(same.stdout)["identity_rows"] == 310 and "persona" not in str(json.loads(same.stdout)["notes"])
+
+
+def test_own_name_is_no_other_assistant(data, tmp_path):
+    row = {"conversation": [{"input": "你是谁", "output": "我是Kimi。"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    assert "other_name" in run([WULEWULE, "data", "check", "a.jsonl"], tmp_path).stdout
+    assert "other_name" not in run([WULEWULE, "data", "check", "a.jsonl", "--name", "Kimi"], tmp_path).stdout
+
+
+def test_made_rows_say_what_training_needs(tmp_path):
+    make = [WULEWULE, "data", "identity", "--name", "小石头", "--author", "李 雷", "--lang", "zh", "--out"]
+    told = last_line(run([*make, "a.jsonl"], tmp_path).stdout)
+    assert "wulewule run finds it in these rows" in told and told.endswith("export WULEWULE_NAME='小石头' WULEWULE_AUTHOR='李 雷'")
+    told = last_line(run([*make, "b.jsonl", "--system", ""], tmp_path).stdout)
+    assert "finds it" not in told and told.endswith("export WULEWULE_NAME='小石头' WULEWULE_AUTHOR='李 雷' WULEWULE_SYSTEM=''")
+    packaged = ["--name", "悟了悟了", "--author", "xzyun2011", "--out", "c.jsonl"]
+    assert run([WULEWULE, "data", "identity", *packaged], tmp_path).stdout == "c.jsonl: 346 rows\n"
 
 
 # a run

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from xtuner_wulewule.cli.persona import add_persona_arguments, persona_of_data
 from xtuner_wulewule.errors import SettingsError
 
 SHOWN = 5
@@ -25,6 +26,7 @@ def add_parser(commands):
     add_tokenizer_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     parser.add_argument("--show", type=int, default=SHOWN, metavar="N", help=f"places shown of each kind of problem, at most 20 ({SHOWN})")
+    add_persona_arguments(parser, "as the system prompt of the rows tells")
     names = parser.add_mutually_exclusive_group()
     names.add_argument("--other-names", metavar="A,B", help="names no answer should hold, in place of the list of known assistants")
     names.add_argument("--names", type=Path, metavar="FILE", help="the same, a file with a name a line")
@@ -57,8 +59,10 @@ def run(args):
     files = data_files(args.files)
     options = {"other_names": other_names(args)} if args.names or args.other_names is not None else {}
     lengths = load_lengths(args)
+    persona, _, notes = persona_of_data(args, files)
     with progress(total_size(files), "reading") as advance:
-        report = check_files(files, lengths=lengths, advance=advance, **options)
+        report = check_files(files, lengths=lengths, advance=advance, persona=persona, **options)
+    report.notes += notes
     if lengths is None:
         report.notes.append("lengths were not checked: give --model DIR for its tokenizer")
     if args.json:

@@ -1,5 +1,6 @@
 """`wulewule data pretrain`, `identity`, `huixiangdou` and `convert`: making data files."""
 
+import shlex
 import sys
 
 from xtuner_wulewule import prompts
@@ -94,7 +95,9 @@ def _add_huixiangdou(subcommands):
     )
     parser.add_argument("questions", metavar="QUESTIONS", help="the file of questions")
     parser.add_argument("--server", default="http://127.0.0.1:23333", metavar="URL", help="address of the server (http://127.0.0.1:23333)")
-    parser.add_argument("--system", default=prompts.WULEWULE_SYSTEM, metavar="TEXT", help="another system prompt; '' for none")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="another system prompt; '' for none (WULEWULE_SYSTEM, that of WULEWULE_NAME, or of the package)"
+    )
     _add_server_options(parser)
 
 
@@ -137,8 +140,12 @@ def run_identity(args):
         print(f"row {note['row']} keeps the words of its template: {note['reason']}", file=sys.stderr)
     kept = f", {len(found['kept'])} of them in the words of their template" if args.api_base else ""
     print(f"{args.out}: {found['rows']} rows{kept}")
-    if found["system"] not in ("", prompts.WULEWULE_SYSTEM):
-        print(f"its system prompt is needed again in chat: wulewule chat MODEL --system '{found['system']}'")
+    name, author, system = args.name.strip(), args.author.strip(), found["system"]
+    if system != prompts.WULEWULE_SYSTEM and (system or name not in prompts.NAMES):
+        values = {"name": name, "author": author, **({"system": system} if system != prompts.system_prompt(name, author) else {})}
+        variables = " ".join(f"{prompts.VARIABLES[key]}={shlex.quote(value)}" for key, value in values.items())
+        found_by = "wulewule run finds it in these rows, xtuner train needs: " if prompts.told_by(system) else ""
+        print(f"training and evaluation must know who it is: {found_by}export {variables}")
     return 0
 
 
@@ -146,9 +153,8 @@ def run_huixiangdou(args):
     """Ask a HuixiangDou server; return exit status 0, or 1 where it answered nothing."""
     from xtuner_wulewule.dataset.prepare.huixiangdou import prepare
 
-    found = prepare(
-        args.questions, args.server, args.out, args.system, args.timeout, args.retries, args.requests_per_minute, args.overwrite
-    )
+    system = prompts.current().system if args.system is None else args.system
+    found = prepare(args.questions, args.server, args.out, system, args.timeout, args.retries, args.requests_per_minute, args.overwrite)
     rejected = found["rejected"]
     for note in rejected:
         print(f"{note['where']}: turn {note['turn']} has no answer: {note['reason']}", file=sys.stderr)
