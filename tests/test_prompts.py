@@ -276,6 +276,7 @@ def test_given_persona_is_kept_for_later_commands_in_the_folder(data, tmp_path, 
     assert capsys.readouterr().err.startswith("persona: 小石头, made by 李雷")
     # the next run, a chat and an evaluation; what is said anew goes before it
     assert settings_of(tmp_path, data, "--stages", "sft", "--dry-run").persona == pebble
+    assert capsys.readouterr().err.splitlines()[0] == "as an earlier run in the folder was told: --name=小石头,Pebble"
     merged = settings.out / "sft" / "merged"
     assert persona_of_model(options(), merged) == pebble
     assert persona_of_model(options(system="别的"), merged) == Persona(pebble.names, "李雷", "别的")

@@ -23,7 +23,8 @@ def add_persona_arguments(parser, otherwise):
 
 def show_notes(notes):
     """Print what `persona_of_data` says that the user should know (list[str]), where it is no part of the output."""
-    print(*notes, sep="\n", end="\n" * len(notes), file=sys.stderr)
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 def _given(args):
@@ -66,10 +67,12 @@ def persona_of_data(args, files, kept=None):
     """
     from xtuner_wulewule.dataset.persona import common_system
 
-    given = {**(kept or {}), **_given(args)}
+    told_now = _given(args)
+    given = {**(kept or {}), **told_now}
+    earlier = [f"as an earlier run in the folder was told: --{key}={value}" for key, value in given.items() if key not in told_now]
     system = common_system(files)
     if system is None:
-        return prompts.persona_of(given), given, []
+        return prompts.persona_of(given), given, earlier
     told = prompts.told_by(system)
     persona = prompts.persona_of(given, told)
     if "system" not in given and ("name" not in given or any(name in system for name in persona.names)):
@@ -82,5 +85,5 @@ def persona_of_data(args, files, kept=None):
     elif persona != prompts.persona_of(given):
         note = f"persona: {names}, made by {persona.author}; its system prompt is that of the rows: {shown}"
     else:
-        return persona, given, []
-    return persona, given, [note]
+        return persona, given, earlier
+    return persona, given, [*earlier, note]
