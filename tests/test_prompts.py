@@ -144,6 +144,11 @@ def test_tiny_model_and_templates_of_xtuner(tmp_path):
     assert own == ["小石头{1}", *plain[1:]]
 
 
+def test_the_two_packaged_prompts_are_one():
+    assert prompts.same_prompt(prompts.WULEWULE_SYSTEM, prompts.WULEWULE_SYSTEM_EN) and prompts.same_prompt("a", "a")
+    assert not prompts.same_prompt(STONE.system, prompts.WULEWULE_SYSTEM) and not prompts.same_prompt("", prompts.WULEWULE_SYSTEM_EN)
+
+
 # the rows
 
 

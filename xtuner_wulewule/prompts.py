@@ -105,6 +105,11 @@ def system_prompt(name, author):
     return WULEWULE_SYSTEM.replace(NAMES[0], name, 1).replace(AUTHOR, author, 1)
 
 
+def same_prompt(one, other):
+    """Return whether two system prompts (str) are the same one, be it in two languages (bool)."""
+    return one == other or {one, other} == {WULEWULE_SYSTEM, WULEWULE_SYSTEM_EN}
+
+
 _OF_NAME_AND_AUTHOR = re.compile(re.escape(WULEWULE_SYSTEM).replace(NAMES[0], "(.+?)", 1).replace(AUTHOR, "(.+?)", 1))
 
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 import torch
 from commands import WULEWULE, XTUNER, last_line, run, xtuner
-from training import adam_steps, budget, conversation, deepspeed_steps, told, train
+from training import adam_steps, budget, conversation, deepspeed_steps, told, train, write_lines
 
 from xtuner_wulewule import paths, prompts
 from xtuner_wulewule.recipe.results import first_and_last_loss, last_checkpoint, read_scalars
@@ -209,6 +209,30 @@ def test_persona_of_the_environment_is_asked_and_other_rows_are_told(data, tmp_p
     assert prompts.WULEWULE_SYSTEM not in output
     found = re.search(r"1 x system_not_chat, first \S+self_cognition_100.jsonl:\d+:\S+: not the system prompt of (\S+) \((\w+), ", output)
     assert found and found.groups() == ("小石头", "WULEWULE_NAME")
+
+
+@pytest.fixture(scope="module")
+def about_stone(tmp_path_factory):
+    """A folder of rows about 小石头, whose questions ask who it is."""
+    folder = tmp_path_factory.mktemp("about_stone")
+    rows = [conversation((question, "我是小石头。")) for question in ("你是谁", "你叫什么名字", "介绍一下你自己")]
+    for row in rows:
+        row["conversation"][0]["system"] = prompts.system_prompt("小石头", "李雷")
+    write_lines(folder / "self_cognition_100.jsonl", rows)
+    write_lines(folder / "huixiangdou_conversations.jsonl", [conversation(("这棒子有多重？", "一万三千五百斤。"))])
+    return folder
+
+
+@pytest.mark.parametrize(("env", "warned"), [({}, True), ({"WULEWULE_NAME": "小石头", "WULEWULE_AUTHOR": "李雷"}, False)])
+def test_score_of_another_persona_than_the_one_in_the_rows_is_told_in_every_training(about_stone, env, warned, tmp_path):
+    if warned:  # the second time, too, when the data is in the cache
+        train("wulewule_sft_tiny", about_stone, tmp_path / "first", "train_cfg.max_epochs=1", **env)
+    output = train("wulewule_sft_tiny", about_stone, tmp_path / "work", "train_cfg.max_epochs=1", **env)
+    assert (
+        output.count("eval/name is about 悟了悟了,Wulewule, but most rows about the assistant have another system prompt: 你是小石头")
+        == warned
+    )
+    assert ("set WULEWULE_NAME, WULEWULE_AUTHOR, WULEWULE_SYSTEM" in output) == warned
 
 
 def test_persona_without_a_prompt_is_scored_without(data, tmp_path):

@@ -65,7 +65,7 @@ def persona_of_data(args, files, kept=None):
     Raises:
         SettingsError: a name or an author is empty.
     """
-    from xtuner_wulewule.dataset.persona import common_system
+    from xtuner_wulewule.dataset.persona import common_system, short
 
     told_now = _given(args)
     given = {**(kept or {}), **told_now}
@@ -77,7 +77,7 @@ def persona_of_data(args, files, kept=None):
     persona = prompts.persona_of(given, told)
     if "system" not in given and ("name" not in given or any(name in system for name in persona.names)):
         persona = prompts.persona_of({**given, "system": system}, told)
-    names, shown = ",".join(persona.names), system if len(system) <= 30 else f"{system[:30]}…"
+    names, shown = ",".join(persona.names), short(system)
     if persona.system != system:
         note = f"warning: most rows about the assistant have another system prompt: {shown}; give its --name and --author, or --system"
     elif told is None and "name" not in given:

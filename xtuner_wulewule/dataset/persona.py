@@ -6,6 +6,7 @@ from itertools import islice
 from xtuner_wulewule.dataset import texts
 from xtuner_wulewule.dataset.reader import read_rows
 
+SHOWN = 30  # characters of a system prompt, in a message
 LOOKED_AT = 2_000  # rows of a file: a fraction of a second
 
 
@@ -27,3 +28,8 @@ def common_system(files):
                 votes[system.strip() if isinstance(system, str) else ""] += 1
     system, count = next(iter(votes.most_common(1)), ("", 0))
     return system if system and 2 * count > votes.total() else None
+
+
+def short(system):
+    """Return a system prompt (str) as messages quote it."""
+    return system if len(system) <= SHOWN else f"{system[:SHOWN]}…"

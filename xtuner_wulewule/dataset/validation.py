@@ -14,7 +14,7 @@ from xtuner_wulewule.dataset.progress import each_file
 from xtuner_wulewule.dataset.reader import read_rows
 from xtuner_wulewule.dataset.roles import OPENAI, SHAREGPT
 from xtuner_wulewule.errors import DataError
-from xtuner_wulewule.prompts import VARIABLES, WULEWULE_SYSTEM, WULEWULE_SYSTEM_EN, current
+from xtuner_wulewule.prompts import VARIABLES, current, same_prompt
 
 ERROR, WARNING = "error", "warning"
 PRETRAIN, SFT = "pretraining", "tuning"
@@ -271,7 +271,7 @@ class Checker:
             if len(self.systems) > 1:
                 message = f"system prompt number {len(self.systems)} of these rows begins here: {system[:30]}…"
                 self._warning(line, field, "system_varies", message)
-        if system != self.persona.system and not {system, self.persona.system} <= {WULEWULE_SYSTEM, WULEWULE_SYSTEM_EN}:
+        if not same_prompt(system, self.persona.system):
             message = (
                 f"not the system prompt of {self.persona.names[0]} ({', '.join(VARIABLES.values())} set another persona): {system[:30]}…"
             )

@@ -1,6 +1,7 @@
 """The persona, scored while it is learned: a few of the questions of `wulewule eval`, in TensorBoard."""
 
 from xtuner_wulewule import plugin, prompts
+from xtuner_wulewule.dataset.persona import common_system, short
 from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
 from xtuner_wulewule.evaluation import metrics
 from xtuner_wulewule.evaluation.scorecard import judge
@@ -59,8 +60,18 @@ class ScoreHook(BatchedEvaluateChatHook):
         runner.logger.info(f"Persona: {', '.join(f'{name} {share:.0%}' for name, share in shares.items())}")
         runner.visualizer.add_scalars(shares, step=runner.iter)
 
+    def _check_rows(self, runner):
+        files = runner.cfg.get("train_dataloader", {}).get("dataset", {}).get("data_files") or []
+        system = common_system([files] if isinstance(files, str) else files)
+        if system is not None and not prompts.same_prompt(system, self.persona.system):
+            runner.logger.warning(
+                f"eval/name is about {','.join(self.persona.names)}, but most rows about the assistant have another system prompt: "
+                f"{short(system)}; set {', '.join(prompts.VARIABLES.values())} to the persona of the rows"
+            )
+
     def before_train(self, runner):
-        """Score the model as it is before, where it is scored during the training, too."""
+        """Tell of rows about another persona, and score the model as it is before, where it is scored during the training, too."""
+        self._check_rows(runner)
         if self.every_n_iters is not None:
             super().before_train(runner)
 
