@@ -70,7 +70,7 @@ def check_key(key, option, names):
     if first not in READ_ONCE:
         return
     place = READ_ONCE[first]
-    if place and place.partition(".")[0] not in names:
+    if place and place not in VARIABLES.values() and place.partition(".")[0] not in names:
         return
     further = f"set {place}{dot}{rest}" if place else "change it in a copy of the config: xtuner copy-cfg NAME ."
     raise SettingsError(f"{option}: {key} is used only while the config is read, so nothing would change; {further}")
