@@ -455,14 +455,15 @@ def end_of(log, name, error):
 
 
 def earlier(target, result):
-    """Return the rows (list[dict]) of results to which others are added; end the program where those would not be comparable.
+    """Return the rows of results to which others are added, and the runs that failed (list[dict] each); end the program where those would
+    not be comparable.
 
     Args:
         target (pathlib.Path): the results; where there are none, no rows.
         result (dict): of this run: device, versions and settings are compared.
     """
     if not target.exists():
-        return []
+        return [], []
     try:
         found = json.loads(target.read_text(encoding="utf-8"))
         rows, theirs = found["rows"], {key: found[key] for key in ("device", "versions", "settings")}
@@ -474,7 +475,7 @@ def earlier(target, result):
     other = [key for key in theirs if theirs[key] != ours[key]]
     if other:
         sys.exit(f"{target} cannot be added to: its {other[0]} is {theirs[other[0]]}, not {ours[other[0]]}; name another file with --out")
-    return rows
+    return rows, found.get("failed", [])
 
 
 def benchmark(args, only, folder):
@@ -494,7 +495,6 @@ def benchmark(args, only, folder):
     args.overwrite = args.overwrite or args.add
     target = target_of(args, "scaling", device, (".md", ".png"))
     scratch, models, data = args.scratch.resolve(), {}, {}
-    failed = []
     result = dict(
         device=device,
         devices=len(names),
@@ -509,13 +509,14 @@ def benchmark(args, only, folder):
             shapes={size: SIZES[size] for size in args.size},
         ),
     )
-    answers = earlier(target, result) if args.add else []
+    answers, before = earlier(target, result) if args.add else ([], [])
     result["settings"]["shapes"].update({row["size"]: SIZES[row["size"]] for row in answers})
     for row in answers:
         picked.pop(row["name"], None)
     if not picked:
         say(f"nothing to add: {target} has all that is asked for")
         return 0
+    before, failed = [one for one in before if one["name"] not in picked], []
 
     def run_one(name, cards, started):
         settings, home = picked[name], folder / name
@@ -547,7 +548,7 @@ def benchmark(args, only, folder):
             write_data(data[size], (WARMUP + args.steps + PROFILED) * ROWS * max(gpus), SIZES[size]["tokens"])
         together(run_one, wave)
         result["rows"] = with_efficiency(sorted(answers, key=place_of))
-        result["failed"] = failed
+        result["failed"] = before + failed
         write_all(result, target)  # after each wave: what was measured is there, whatever ends the program
     print(table(result["rows"]), end="")
     say(f"written: {target}, {target.with_suffix('.md').name}" + (f", {target.with_suffix('.png').name}" if answers else ""))

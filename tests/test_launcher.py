@@ -6,9 +6,12 @@ import socket
 import subprocess
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 from commands import environment, run, wait_for
+
+from xtuner_wulewule import launcher
 
 PROGRAM = """
 import os, signal, sys, time, zipfile
@@ -162,6 +165,21 @@ def test_launcher_that_is_told_to_end(number, tmp_path):
         process.kill()
     wanted = f"xtuner-wulewule: ended by {number.name}; go on from the last whole checkpoint: add --resume 'my work/iter_8.pth'"
     assert process.returncode == 1 and said.splitlines()[-1] == wanted
+
+
+def test_signal_between_two_lines_of_torch_is_told_too(monkeypatch):
+    """torch measures its own functions: a signal just before its clock is read ends in an UnboundLocalError after that of the signal."""
+    from torch.distributed.elastic.metrics import api
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    def interrupted():
+        raise SignalException("told to end", signal.SIGTERM)
+
+    monkeypatch.setattr(api, "time", SimpleNamespace(time=interrupted))
+    with pytest.raises(UnboundLocalError) as told:
+        api.prof(lambda: None)()
+    assert launcher.explain(told.value, []).startswith("xtuner-wulewule: ended by SIGTERM")
+    assert launcher.explain(UnboundLocalError("of the user"), []) is None
 
 
 def test_wulewule_run_goes_on_by_itself(tmp_path):

@@ -138,6 +138,9 @@ def test_one_and_two_processes_on_a_cpu(tmp_path):
     assert late.returncode == 1 and "tiny-ddp-strong-g2       failed: it took over 1 s" in late.stderr and "Traceback" not in late.stderr
     (failed,) = json.loads(out.read_text())["failed"]
     assert failed["name"] == "tiny-ddp-strong-g2"
+    for name in ("tiny-ddp-weak-g2", "tiny-ddp-strong-g2"):  # what failed earlier is still told, and once
+        assert run(*options, "--only", name, "--timeout", 1, "--add").returncode == 1
+        assert sorted(one["name"] for one in json.loads(out.read_text())["failed"]) == ["tiny-ddp-strong-g2", "tiny-ddp-weak-g2"]
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not [line for line in commands if str(tmp_path).encode() in line and b"wulewule_sft_tiny" in line]
 

@@ -28,8 +28,9 @@ def explain(error, arguments):
         arguments (list[str]): of the launcher: those of the training are among them.
     """
     kind = type(error).__name__
-    if kind == "SignalException":
-        return f"xtuner-wulewule: ended by {error.sigval.name}{go_on(arguments)}"
+    signalled = _signal_behind(error)
+    if signalled is not None and kind != "ChildFailedError":
+        return f"xtuner-wulewule: ended by {signalled.name}{go_on(arguments)}"
     taken = re.search(r"port: (\d+).*EADDRINUSE", str(error))
     if taken:
         return one_line(f"port {taken[1]} is taken by another program; leave PORT out, or set it to a free one")
@@ -51,6 +52,13 @@ def explain(error, arguments):
         name = f"signal {-failure.exitcode}"
     memory = " (perhaps for want of memory: dmesg, or sacct under Slurm, tells)" if name == "SIGKILL" else ""
     return one_line(f"{where} was killed by {name}{memory}, {others}{go_on(arguments)}")
+
+
+def _signal_behind(error):
+    """Return the signal (signal.Signals) that an error told, or one while it was handled: torch's own clean-up may fail; else None."""
+    while error is not None and type(error).__name__ != "SignalException":
+        error = error.__context__
+    return error and error.sigval
 
 
 def _first(error):
