@@ -9,6 +9,10 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
+from xtuner_wulewule.prompts import VARIABLES
+
 # a test must never wait for a hub; models are folders here
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -56,3 +60,10 @@ def pytest_unconfigure(config):
         except OSError:  # another run was quicker
             shutil.rmtree(part)
     shutil.rmtree(EXTENSIONS, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch):
+    """Nothing is said of the persona in the environment, whatever the shell says."""
+    for variable in VARIABLES.values():
+        monkeypatch.delenv(variable, raising=False)

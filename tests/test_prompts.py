@@ -9,6 +9,7 @@ from commands import WULEWULE, last_line, python, run
 from xtuner.utils import PROMPT_TEMPLATE
 
 from xtuner_wulewule import cli, paths, prompts
+from xtuner_wulewule.cli import eval as eval_command
 from xtuner_wulewule.cli.persona import persona_of_data, persona_of_model
 from xtuner_wulewule.cli.run import read_settings
 from xtuner_wulewule.dataset import persona as rows
@@ -22,13 +23,6 @@ from xtuner_wulewule.recipe.state import State, kept_persona
 
 PACKAGED = [str(paths.packaged_data_dir() / name) for name in ("self_cognition_100.jsonl", "huixiangdou_conversations.jsonl")]
 STONE = Persona(("小石头",), "李雷", prompts.system_prompt("小石头", "李雷"))
-
-
-@pytest.fixture(autouse=True)
-def bare(monkeypatch):
-    """Nothing is said in the environment."""
-    for variable in prompts.VARIABLES.values():
-        monkeypatch.delenv(variable, raising=False)
 
 
 def options(name=None, author=None, system=None):
@@ -62,7 +56,7 @@ def with_system(folder, system):
 
 def test_that_of_the_package_is_unchanged():
     assert prompts.current() == Persona() == Persona(("悟了悟了", "Wulewule"), "xzyun2011", prompts.WULEWULE_SYSTEM)
-    assert Persona().arguments() == [] and Persona().variables() == {}
+    assert Persona().variables() == {} and len(Persona().arguments()) == 3  # an earlier training's config may say another one
 
 
 def test_environment_says_it(monkeypatch):
@@ -264,7 +258,8 @@ def test_default_steps_are_as_they_were(tmp_path):
     assert settings.persona == Persona() and settings.given == {}
     steps = {step.name: step for step in plan(settings)}
     assert set(steps["sft_train"].env) == {"WULEWULE_MODEL", "WULEWULE_DATA_DIR"} and "system" not in steps["sft_train"].fingerprint
-    assert steps["eval"].fingerprint["persona"] == [] and steps["eval"].command(None)[-2] == "--data"
+    assert steps["eval"].fingerprint["persona"] == []
+    assert steps["eval"].command(None)[-3:] == Persona().arguments()  # the config may be of an earlier persona
 
 
 def test_given_persona_is_kept_for_later_commands_in_the_folder(data, tmp_path, capsys):
@@ -328,3 +323,35 @@ def test_eval_takes_the_persona_of_the_config(tmp_path):
     trained = _trained({"NAMES": ["小石头"], "AUTHOR": "李雷", "SYSTEM": "别的"})
     assert persona_of_model(options(), Path("model"), trained).system == "别的"
     assert persona_of_model(options(name="小明"), Path("model"), trained).system == prompts.system_prompt("小明", "李雷")
+
+
+@pytest.mark.parametrize("comma", [",", "，", "、"])
+def test_names_with_a_comma_of_any_keyboard(comma):
+    assert prompts.persona_of({"name": f"小石头{comma} Pebble"}).names == ("小石头", "Pebble")
+
+
+def test_a_second_name_leaves_the_prompt_as_it_is():
+    own = Persona(("小石头",), "李雷", "说话简短。")
+    assert prompts.persona_of({"name": "小石头,Pebble"}, own).system == "说话简短。"
+    assert prompts.persona_of({"name": "大石头"}, own).system == prompts.system_prompt("大石头", "李雷")
+
+
+def test_a_name_that_only_stands_in_the_prompt_of_another_is_not_its_own(tmp_path):
+    """悟空 stands in the packaged prompt, as the game does."""
+    turn = dict(system=prompts.WULEWULE_SYSTEM, input="你是谁？", output="我是悟了悟了。")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(dict(conversation=[turn])) + "\n")
+    persona, _, (note,) = persona_of_data(options(name="悟空", author="李雷"), [str(tmp_path / "rows.jsonl")])
+    assert persona.system == prompts.system_prompt("悟空", "李雷")
+    assert note.startswith("warning: most rows about the assistant have another system prompt")
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (dict(SYSTEM=STONE.system), STONE.names),  # of a copy that has no NAMES
+        (dict(SYSTEM=STONE.system, NAMES="小石头", AUTHOR="李雷"), STONE.names),
+        (dict(SYSTEM=prompts.WULEWULE_SYSTEM), prompts.NAMES),
+    ],
+)
+def test_persona_of_a_config(config, names):
+    assert eval_command._trained(config).names == names

@@ -139,6 +139,16 @@ def test_broken_lines_missing_log_and_config_are_borne(tmp_path):
     assert read_config(config) == {} and read_training(folder).series("loss")[1][0] == 8.0
 
 
+@pytest.mark.parametrize("keys", [("eval/name",), ("eval/name_without_system",), ("eval/name", "eval/name_without_system")])
+def test_scores_of_a_persona_with_and_without_a_system_prompt(tmp_path, keys):
+    asked = [{**dict.fromkeys(keys, share), "step": step} for step, share in ((0, 0.25), (39, 0.75))]
+    folder = work_dir(tmp_path / "work", [*scalars()[:-1], *asked])
+    html = page(folder)
+    assert [row["step"] for row in read_training(folder).scores] == [0, 39]
+    assert "<i>25 →</i> 75 %" in html and "Says its name" in html
+    assert ("无系统提示词 75 %" in re.sub("<[^>]*>", "", html)) == (len(keys) == 2)
+
+
 def test_training_begun_anew_in_the_same_folder_counts_alone(tmp_path):
     folder = work_dir(tmp_path / "work", scalars(40))
     work_dir(folder, scalars(10, first=5.0), session="20260103_000000")

@@ -1,5 +1,6 @@
 """What the user sets of a config: what would change nothing, or can't be meant, ends in one line that says what to set instead."""
 
+import argparse
 import errno
 
 import pytest
@@ -8,9 +9,9 @@ from commands import WULEWULE, last_line, run, xtuner
 from mmengine.config import Config
 
 from xtuner_wulewule import paths
-from xtuner_wulewule.errors import explain_options
+from xtuner_wulewule.errors import SettingsError, explain_options, explain_paths
 from xtuner_wulewule.prompts import VARIABLES
-from xtuner_wulewule.settings import READ_ONCE
+from xtuner_wulewule.settings import READ_ONCE, check_number
 
 CONFIGS = [name for name in paths.config_paths() if name.startswith("wulewule")]
 
@@ -33,7 +34,7 @@ def test_places_have_the_values_of_the_names(name):
 def test_every_plain_value_of_a_config_is_known(name):
     """Either nothing changes where it is set afterwards, and `READ_ONCE` has it, or something reads it from the config."""
     config = Config.fromfile(paths.config_paths()[name])
-    read = {"log_level", "load_from", "resume", "evaluation_inputs", "gate", "custom_hooks", "SYSTEM"}
+    read = {"log_level", "load_from", "resume", "evaluation_inputs", "gate", "custom_hooks"}
     plain = {key for key, value in config.items() if not isinstance(value, dict) and not callable(value)}
     assert plain - read <= set(READ_ONCE), plain - read - set(READ_ONCE)
 
@@ -54,7 +55,11 @@ def test_every_plain_value_of_a_config_is_known(name):
             "tokenizer.padding_side is used only while the config is read, so nothing would change; change it in",
         ),
         ("optim_wrapper.optimizer.lr=abc", "--cfg-options optim_wrapper.optimizer.lr=abc: it is a number, such as 0.0015"),
-        ("optim_wrapper.optimizer.lr=-1", "--cfg-options optim_wrapper.optimizer.lr=-1: it must be a number over 0"),
+        ("optim_wrapper.optimizer.lr=-1", "--cfg-options optim_wrapper.optimizer.lr=-1: it must be a number from 0 on"),
+        (
+            "SYSTEM=You are Pebble, made by Li Lei.",
+            "only while the config is read, so nothing would change; set WULEWULE_SYSTEM",
+        ),
         ("train_dataloader.batch_size=0", "--cfg-options train_dataloader.batch_size=0: it must be a whole number from 1 on"),
         ("optim_wrapper.optimizr.lr=1", "there is no optimizr; optim_wrapper.optimizer.lr is meant, perhaps"),
         ("foo", "--cfg-options foo: expected KEY=VALUE"),
@@ -89,6 +94,33 @@ def test_a_folder_beside_it_is_not_the_work_dir(tmp_path):
         assert (explain_options(error, arguments) is not None) == told, name
 
 
+def test_a_file_that_is_missing_in_the_work_dir_was_to_be_read(tmp_path):
+    arguments = ["--work-dir", str(tmp_path / "a" / "work")]
+    for name, told in (("a/work", True), ("a", True), ("a/work/rows.json", False), ("a/work/iter_5.pth", False)):
+        error = FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / name))
+        assert (explain_options(error, arguments) is not None) == told, name
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [("train_cfg.max_epochs", 0.5), ("train_cfg.max_iters", 100.0), ("optim_wrapper.clip_grad.max_norm", float("inf"))]
+    + [("optim_wrapper.optimizer.lr", 0), ("train_dataloader.batch_size", 8)],
+)
+def test_numbers_that_xtuner_takes_are_taken(setting):
+    check_number(*setting, "--set")
+
+
+def test_tokenizer_of_a_whole_model_can_be_set(monkeypatch):
+    """`xtuner convert` reads it where there is no LoRA."""
+    config = Config.fromfile(paths.config_paths()["wulewule_sft_tiny"])
+    change = {"tokenizer.pretrained_model_name_or_path": "there"}
+    with pytest.raises(SettingsError, match="tokenizer"):
+        config.merge_from_dict(change)
+    del config.model["lora"]
+    config.merge_from_dict(change)
+    assert config.tokenizer.pretrained_model_name_or_path == "there"
+
+
 def test_wulewule_run_refuses_what_changes_nothing(tmp_path):
     command = [WULEWULE, "run", "--size", "tiny", "--out", "out", "--set"]
     result = run([*command, "max_epochs=1"], tmp_path)
@@ -102,9 +134,10 @@ def test_wulewule_run_refuses_what_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--set", "optim_wrapper.optimizer.lr=-1"), "--set optim_wrapper.optimizer.lr=-1: it must be a number over 0"),
-        (("--set", "optim_wrapper.optimizer.lr=nan"), "--set optim_wrapper.optimizer.lr=nan: it must be a number over 0"),
-        (("--set", "sft:train_cfg.max_epochs=1.5"), "--set sft:train_cfg.max_epochs=1.5: it must be a whole number from 1 on"),
+        (("--set", "optim_wrapper.optimizer.lr=-1"), "--set optim_wrapper.optimizer.lr=-1: it must be a number from 0 on"),
+        (("--set", "optim_wrapper.optimizer.lr=nan"), "--set optim_wrapper.optimizer.lr=nan: it must be a number from 0 on"),
+        (("--set", "sft:train_cfg.max_epochs=0"), "--set sft:train_cfg.max_epochs=0: it must be a number over 0"),
+        (("--set", "train_dataloader.batch_size=True"), "--set train_dataloader.batch_size=True: it must be a whole number from 1 on"),
         (("--set", "optim_wrapper.optimizer.weight_decay=-1"), "weight_decay=-1: it must be a number from 0 on"),
         (("--seed", "-1"), "--seed -1: it must be a whole number from 0 to 4294967295"),
         (
@@ -157,10 +190,9 @@ def test_what_can_be_meant_is_taken(key, value):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_hooks_hold_copies_of_changes_there_too(name):
     config = Config.fromfile(paths.config_paths()[name])
-    config.merge_from_dict({"evaluation_inputs": ["one", "two"], **({"SYSTEM": "Be brief."} if "SYSTEM" in config else {})})
+    config.merge_from_dict({"evaluation_inputs": ["one", "two"]})
     (hook,) = [hook for hook in config.custom_hooks if "evaluation_inputs" in hook]
     assert hook.evaluation_inputs == config.evaluation_inputs == ["one", "two"]
-    assert hook.get("system") == config.get("SYSTEM") == ("Be brief." if "_sft_" in name else None)
 
 
 def test_what_is_set_of_a_hook_itself_goes_before():
@@ -187,3 +219,25 @@ def test_configs_of_others_stay_as_they_are(tmp_path):
     config = Config.fromfile(str(file))
     config.merge_from_dict(dict(lr=2))
     assert config.lr == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        (dict(model_name_or_path="nope"), OSError("nope is not a local folder and no model of the hub.\nMore."), "(nope is not a local"),
+        (dict(model_name_or_path="me/gated"), OSError("You are trying to access a gated repo: me/gated."), "gated repo"),
+        (dict(model_name_or_path="me/it"), OSError("cannot identify image file 'broken.jpg'"), None),  # of `--image`
+        (dict(model_name_or_path="me/it"), OSError("me/encoder is no model of the hub"), None),  # of `--visual-encoder`
+        (dict(adapter="me/adapter"), ValueError("Can't find 'adapter_config.json' at 'me/adapter'"), None),
+        (dict(save_dir="."), FileNotFoundError(errno.ENOENT, "No such file or directory", "rows.json"), None),
+        (dict(save_dir="."), PermissionError(errno.EACCES, "Permission denied", "./new"), "the folder . cannot be written"),
+    ],
+)
+def test_only_what_a_tool_was_given_is_told(given, error, told):
+    """An error of something else keeps its traceback, in the commands of who only has the plugin installed."""
+    tool = {}
+    exec(compile("def main(args, error):\n    raise error", "site-packages/xtuner/tools/chat.py", "exec"), tool)
+    with pytest.raises(type(error)) as raised:
+        tool["main"](argparse.Namespace(**given), error)
+    found = explain_paths(raised.value, raised.value.__traceback__)
+    assert found is None if told is None else told in str(found)

@@ -157,11 +157,14 @@ def _merge_problem(arguments):
     """
     if [argument.lower() for argument in arguments[:2]] != ["convert", "merge"]:
         return None
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("given", nargs="*")
     for option in ("--max-shard-size", "--device"):  # those with a value
         parser.add_argument(option)
-    known, others = parser.parse_known_args(arguments[2:])
+    try:
+        known, others = parser.parse_known_args(arguments[2:])
+    except (argparse.ArgumentError, SystemExit):
+        return None  # XTuner's own parser tells of it
     target = [*known.given, *(one for one in others if not one.startswith("-"))][2:3]
     return str(unwritable(*target, os.strerror(errno.EEXIST))) if target and os.path.isfile(*target) else None
 

@@ -164,23 +164,29 @@ def explain_paths(error, traceback):
         return unwritable(target, error.strerror)
     model, adapter = given.get("model_name_or_path"), given.get("adapter_name_or_path") or given.get("adapter")
     if adapter and isinstance(error, ValueError) and "Can't find 'adapter_config.json'" in str(error):
-        return no_adapter(adapter)
+        parent = os.path.dirname(adapter)
+        return no_adapter(adapter) if not parent or os.path.isdir(parent) else None  # OWNER/NAME may be one of the hub
     if not model or not isinstance(error, OSError | ValueError) or os.path.isfile(os.path.join(model, "config.json")):
         return None
     if os.path.isdir(model):
         return ModelError(f"model folder {model} has no config.json: name the folder that holds the model")
-    if not isinstance(error, OSError) or error.errno is not None:  # the hub's client tells of what it can't find without a number
+    # the hub's client tells of what it can't find without a number; what else a tool was given may be missing, too
+    if not isinstance(error, OSError) or error.errno is not None or str(model) not in str(error):
         return None
+    why = str(error).strip().splitlines()[0].rstrip(".")
     return ModelError(
-        f"model {model!r} not found: there is no such folder and the hub does not give it; name the folder that holds the model"
+        f"model {model!r} not found: there is no such folder and the hub does not give it ({why}); name the folder that holds the model"
     )
 
 
 def within(error, folder):
-    """Return whether an error is that of a system call (bool) on a folder (str), or on something in it."""
+    """Return whether an error is that of a system call (bool) on a folder (str), or on something in it that was to be written."""
     if not isinstance(error, OSError) or not error.filename or not error.strerror:
         return False
-    return Path(os.path.abspath(os.fsdecode(error.filename))).is_relative_to(os.path.abspath(folder))
+    path, folder = Path(os.path.abspath(os.fsdecode(error.filename))), Path(os.path.abspath(folder))
+    if isinstance(error, FileNotFoundError):  # of something in it: a file that was to be read
+        return folder.is_relative_to(path)
+    return path.is_relative_to(folder)
 
 
 def explain_world_size(error):

@@ -20,6 +20,7 @@ WULEWULE_SYSTEM_EN = (
     "You are Wulewule (悟了悟了), an AI assistant developed by xzyun2011. You answer questions about the game "
     "Black Myth: Wukong and help players understand the stories and the culture behind it."
 )
+COMMA = "[,，、]"  # between names
 VARIABLES = {"name": "WULEWULE_NAME", "author": "WULEWULE_AUTHOR", "system": "WULEWULE_SYSTEM"}  # option of ours -> of the environment
 
 
@@ -42,11 +43,14 @@ class Persona:
         environment says otherwise."""
         if self == Persona() and not any(variable in os.environ for variable in VARIABLES.values()):
             return {}
+        return self._all()
+
+    def _all(self):
         return {"name": ",".join(self.names), "author": self.author, "system": self.system}
 
     def arguments(self):
-        """Return the arguments (list[str]) of `wulewule` that say it; see `values`."""
-        return [f"--{key}={value}" for key, value in self.values().items()]
+        """Return the arguments (list[str]) of `wulewule` that say it, be it that of the package."""
+        return [f"--{key}={value}" for key, value in self._all().items()]
 
     def variables(self):
         """Return the environment variables (dict[str, str]) that say it; see `values`."""
@@ -69,7 +73,7 @@ def given(**options):
             value, where = os.environ.get(variable), variable
         if value is None:
             continue
-        if key != "system" and not value.replace(",", "").strip():
+        if key != "system" and not re.sub(COMMA, "", value).strip():
             raise SettingsError(f"{where} is empty; give {'a name' if key == 'name' else 'who made it'}, or leave it out")
         values[key] = value.strip()
     return values
@@ -84,9 +88,9 @@ def persona_of(values, base=None):
             the package with them in it. Defaults to the persona of the package.
     """
     base = base or Persona()
-    names = tuple(name.strip() for name in values["name"].split(",") if name.strip()) if "name" in values else base.names
+    names = tuple(name.strip() for name in re.split(COMMA, values["name"]) if name.strip()) if "name" in values else base.names
     author = values.get("author", base.author)
-    same = (names, author) == (base.names, base.author)
+    same = (names[0], author) == (base.names[0], base.author)
     return Persona(names, author, values.get("system", base.system if same else system_prompt(names[0], author)))
 
 

@@ -14,6 +14,7 @@ ALIKE = 0.85  # ratio of difflib from which a key that is not there is taken for
 READ_ONCE = {
     "AUTHOR": VARIABLES["author"],
     "NAMES": VARIABLES["name"],
+    "SYSTEM": VARIABLES["system"],
     "accumulative_counts": "optim_wrapper.accumulative_counts",
     "batch_size": "train_dataloader.batch_size",
     "betas": "optim_wrapper.optimizer.betas",
@@ -36,26 +37,28 @@ READ_ONCE = {
     "weight_decay": "optim_wrapper.optimizer.weight_decay",
 }
 OVER_0, FROM_0, FROM_1 = "it must be a number over 0", "it must be a number from 0 on", "it must be a whole number from 1 on"
+WHOLE = "it must be a whole number, from 1 on"  # mmengine takes 1e3, too
 TESTS = {
-    OVER_0: lambda value: 0 < value < float("inf"),
+    OVER_0: lambda value: value > 0,  # a norm of inf lets gradients as they are, and logs theirs
     FROM_0: lambda value: 0 <= value < float("inf"),
     FROM_1: lambda value: isinstance(value, int) and value >= 1,
+    WHOLE: lambda value: 1 <= value < float("inf") and int(value) == value,
     WRONG_SEED: lambda value: isinstance(value, int) and 0 <= value < 2**32,
 }
 NUMBERS = {
     READ_ONCE["accumulative_counts"]: FROM_1,
     READ_ONCE["batch_size"]: FROM_1,
-    READ_ONCE["lr"]: OVER_0,
-    READ_ONCE["max_epochs"]: FROM_1,
+    READ_ONCE["lr"]: FROM_0,
+    READ_ONCE["max_epochs"]: OVER_0,  # XTuner takes half an epoch
     READ_ONCE["max_length"]: FROM_1,
     READ_ONCE["max_norm"]: OVER_0,
     READ_ONCE["weight_decay"]: FROM_0,
     "model.lora.r": FROM_1,
     "randomness.seed": WRONG_SEED,
-    "train_cfg.max_iters": FROM_1,
+    "train_cfg.max_iters": WHOLE,
 }
 HOOKS = "custom_hooks"
-ASKED = {"evaluation_inputs": "evaluation_inputs", "SYSTEM": "system"}  # names that are read later, too -> the hooks' own copies
+ASKED = {"evaluation_inputs": "evaluation_inputs"}  # names that are read later, too -> the hooks' own copies
 
 
 def check_key(key, option, names):
@@ -112,7 +115,8 @@ def check_number(key, value, option):
         option (str): what was typed, for the message: "--set optim_wrapper.optimizer.lr=-1".
     """
     wanted = NUMBERS.get(key)
-    if wanted and value is not None and not (isinstance(value, Real) and TESTS[wanted](value)):
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if wanted and value is not None and not (number and TESTS[wanted](value)):
         raise SettingsError(f"{option}: {wanted}")
 
 
@@ -146,8 +150,10 @@ def watch(config):
     @functools.wraps(merge)
     def checked(self, options, *args, **kwargs):
         if "xtuner_wulewule" in (self.text or ""):
+            adapted = (self._cfg_dict.get("model") or {}).get("lora")
             for key, value in options.items():
-                check_key(key, f"--cfg-options {key}", self._cfg_dict)
+                if adapted or key.partition(".")[0] != "tokenizer":  # which is read once more where a whole model is converted
+                    check_key(key, f"--cfg-options {key}", self._cfg_dict)
                 check_value(self._cfg_dict, key, value, f"--cfg-options {key}")
                 check_number(key, value, f"--cfg-options {key}={value}")
             options = with_copies(self._cfg_dict, options)

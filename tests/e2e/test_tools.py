@@ -9,14 +9,14 @@ from xtuner_wulewule.model.tiny import tiny_model
 
 NO_CONFIG = "Cannot find nope: there is no such file, and no packaged config of that name; see xtuner list-cfg -p wulewule"
 NO_CHECKPOINT = "Cannot find nope.pth: there is no such checkpoint, neither a file nor a DeepSpeed folder"
-NO_MODEL = "model 'nope' not found: there is no such folder and the hub does not give it; name the folder that holds the model"
+NO_MODEL = "model 'nope' not found: there is no such folder and the hub does not give it ("
 NO_ADAPTER = "adapter folder nope has no adapter_config.json: give what xtuner convert pth_to_hf wrote"
 
 
 def ends_with(message, arguments, folder):
     result = xtuner(*arguments, folder=folder)
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert last_line(result.stderr) == f"xtuner-wulewule: error: {message}"
+    assert last_line(result.stderr).startswith(f"xtuner-wulewule: error: {message}")
 
 
 @pytest.mark.parametrize(

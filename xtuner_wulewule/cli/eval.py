@@ -6,7 +6,7 @@ from pathlib import Path
 from xtuner_wulewule import paths
 from xtuner_wulewule.cli.persona import add_persona_arguments, persona_of_model
 from xtuner_wulewule.errors import ModelError, SettingsError
-from xtuner_wulewule.prompts import Persona, system_prompt
+from xtuner_wulewule.prompts import Persona, system_prompt, told_by
 
 HELD_OUT = 0.05  # of the packaged tuning configs
 
@@ -158,8 +158,10 @@ def _trained(config):
     """Return the `Persona` of a config (mmengine.config.Config | None), None without one."""
     if config is None:
         return None
-    names, author = tuple(config.get("NAMES") or Persona().names), config.get("AUTHOR") or Persona().author
     system = config.get("SYSTEM")
+    told = (told_by(system) if system else None) or Persona()
+    names, author = config.get("NAMES") or told.names, config.get("AUTHOR") or told.author
+    names = (names,) if isinstance(names, str) else tuple(names)
     return Persona(names, author, system_prompt(names[0], author) if system is None else system)
 
 

@@ -75,7 +75,8 @@ def persona_of_data(args, files, kept=None):
         return prompts.persona_of(given), given, earlier
     told = prompts.told_by(system)
     persona = prompts.persona_of(given, told)
-    if "system" not in given and ("name" not in given or any(name in system for name in persona.names)):
+    said = told.names if told else system
+    if "system" not in given and ("name" not in given or any(name in said for name in persona.names)):
         persona = prompts.persona_of({**given, "system": system}, told)
     names, shown = ",".join(persona.names), short(system)
     if persona.system != system:

@@ -174,13 +174,15 @@ def _check_deepspeed(name):
 
 
 def _parsed(value):
-    """Return what a value (str) of `--set` stands for, as mmengine reads it: a number, None, or the text."""
+    """Return what a value (str) of `--set` stands for, as mmengine reads it: a number, inf too, None, or the text."""
     import ast
 
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
+    for read in (ast.literal_eval, float):
+        try:
+            return read(value)
+        except (ValueError, SyntaxError):
+            continue
+    return value
 
 
 def _check_key(key, config, item):

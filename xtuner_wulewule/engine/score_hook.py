@@ -27,7 +27,7 @@ class ScoreHook(BatchedEvaluateChatHook):
 
     def __init__(self, tokenizer, prompt_template, every_n_iters=None, names=None, author=None, system=None):
         super().__init__(tokenizer, [], prompt_template=prompt_template, every_n_iters=every_n_iters, max_new_tokens=TOKENS)
-        stated = dict(name=",".join(names) if names else None, author=author or None, system=system)
+        stated = dict(name=(names if isinstance(names, str) else ",".join(names)) if names else None, author=author or None, system=system)
         self.persona = prompts.persona_of({key: value for key, value in stated.items() if value is not None}, prompts.current())
         self.questions = self._choose(prompt_template)
 

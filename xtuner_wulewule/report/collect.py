@@ -12,6 +12,8 @@ from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.recipe.plan import STAGES
 from xtuner_wulewule.recipe.results import read_rows
 
+SCORES = "eval/name", "eval/name_without_system"  # of ScoreHook; the first where there is a system prompt
+
 # a record of mmengine's log; what follows without a time belongs to it
 _RECORD = re.compile(r"(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - mmengine - ([A-Z]+) - (.*)")
 _BUDGET = re.compile(r"Update budget: .*?(\d+) iterations, (\d+) optimizer updates, highest learning rate (\S+) \(asked (\S+)\)")
@@ -226,7 +228,7 @@ def read_training(folder, stage=""):
         for row in logged[session]:
             if isinstance(row.get("iter"), int) and "loss" in row:
                 rows[row["iter"]] = row
-            elif "eval/name" in row and isinstance(row.get("step"), int):
+            elif any(key in row for key in SCORES) and isinstance(row.get("step"), int):
                 scores[row["step"]] = row
     log = read_log([file for files in logs for file in files])
     config_file = next((file for session in sessions[::-1] if (file := session / "vis_data" / "config.py").is_file()), None)

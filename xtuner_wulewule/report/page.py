@@ -8,6 +8,7 @@ from pathlib import Path
 from xtuner_wulewule import __version__
 from xtuner_wulewule.recipe.state import file_fingerprint
 from xtuner_wulewule.report import charts
+from xtuner_wulewule.report.collect import SCORES
 from xtuner_wulewule.report.examples import examples
 from xtuner_wulewule.report.verdict import STAGE_NAMES, ends, judge, rate_share
 
@@ -127,42 +128,44 @@ def _stage(training, number):
 
 def _scores(training, number):
     """Return the curve of ScoreHook (str), empty where it asked less than twice."""
-    rows = [
-        row for row in training.scores if all(isinstance(row.get(key), (int, float)) for key in ("eval/name", "eval/name_without_system"))
-    ]
+    keys = [key for key in SCORES if any(isinstance(row.get(key), (int, float)) for row in training.scores)]
+    rows = [row for row in training.scores if all(isinstance(row.get(key), (int, float)) for key in keys)]
     if len(rows) < 2:
         return ""
     where = [row["step"] / training.accumulation for row in rows]
-    without = [row["eval/name_without_system"] for row in rows]
-    return charts.curve(where, [row["eval/name"] for row in rows], f"c{number}score", second=without, size=(3.5, 2.1), percent=True)
+    first, *more = ([row[key] for row in rows] for key in keys)
+    return charts.curve(where, first, f"c{number}score", second=more[0] if more else None, size=(3.5, 2.1), percent=True)
 
 
 def _persona(work):
     """Return the hit rates (dict) that stand at the top, None where nothing was measured."""
-    if work.scorecard and "name" in work.scorecard["metrics"]:
-        with_system, without = (work.scorecard["metrics"].get(f"name{suffix}") for suffix in ("", "_without_system"))
-        before = (work.before or {}).get("metrics", {}).get("name")
+    metrics = work.scorecard["metrics"] if work.scorecard else {}
+    name = next((key for key in ("name", "name_without_system") if key in metrics), None)
+    if name:
+        found, without = metrics[name], metrics.get("name_without_system") if name == "name" else None
+        before = (work.before or {}).get("metrics", {}).get(name)
         return dict(
-            value=with_system["value"],
-            interval=with_system["interval"],
-            count=with_system["count"],
+            value=found["value"],
+            interval=found["interval"],
+            count=found["count"],
             without=without and without["value"],
             before=before and before["value"],
         )
     from xtuner_wulewule.evaluation.suites import ASKED_IN_TRAINING
 
-    scores = [row for training in work.trainings for row in training.scores if isinstance(row["eval/name"], (int, float))]
-    if not scores:
-        return None
-    last, first = scores[-1], scores[0]
-    without = last.get("eval/name_without_system")
-    return dict(
-        value=last["eval/name"],
-        interval=None,
-        count=ASKED_IN_TRAINING,
-        without=without,
-        before=first["eval/name"] if len(scores) > 1 else None,
-    )
+    rows = [row for training in work.trainings for row in training.scores]
+    for key in SCORES:
+        scores = [row for row in rows if isinstance(row.get(key), (int, float))]
+        if scores:
+            last, first = scores[-1], scores[0]
+            return dict(
+                value=last[key],
+                interval=None,
+                count=ASKED_IN_TRAINING,
+                without=last.get(SCORES[1]) if key == SCORES[0] else None,
+                before=first[key] if len(scores) > 1 else None,
+            )
+    return None
 
 
 def _rules(work):

@@ -94,7 +94,9 @@ class Linears:
 
     def resident_bytes(self):
         """Return the bytes (int) that `make_resident` takes."""
-        return sum(self.outs) * (self.width + self.joint * len(self.a)) * self.dtype.itemsize
+        if not self.joint and self._only() is not None:
+            return 0
+        return self.height * (self.width + self.joint * len(self.a)) * self.dtype.itemsize
 
     def _bias(self):
         if all(base.bias is None for base in self.bases):
@@ -201,6 +203,7 @@ class Linears:
             branch.masks = kernels.draw_masks(x, len(self.ranks), self.rate) if self.rate else None
             branch.inner = self._project(x, branch, kernels)
         if branch.joint is None:
+            assert self.beside is None, "the input is not that of `input`"
             weight = self.weight().t()
         else:
             beside = branch.joint[:, self.width :]

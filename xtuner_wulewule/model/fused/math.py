@@ -168,7 +168,7 @@ OPTIONS = {"max_pointwise_cat_inputs": 0}  # one kernel writes all parts of what
 NO_TRITON = (0,)
 OLDEST_TRITON = (3, 3)  # 3.1 was seen to compute the kernels of dropout wrong, in its interpreter
 BITS = 8
-SHAPES = 128  # numbers of tokens that are compiled for, twice that: with a share and without
+SHAPES = 192  # numbers of tokens that are compiled for, three times that: with a share and without, and with room for A x beside
 
 
 def draw_masks(x, count, p):
