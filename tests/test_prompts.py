@@ -1,6 +1,7 @@
 """Whose persona a command takes: that of the options, of the environment, of the run, of the rows, or of the package."""
 
 import json
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -276,7 +277,10 @@ def test_given_persona_is_kept_for_later_commands_in_the_folder(data, tmp_path, 
     assert capsys.readouterr().err.startswith("persona: 小石头, made by 李雷")
     # the next run, a chat and an evaluation; what is said anew goes before it
     assert settings_of(tmp_path, data, "--stages", "sft", "--dry-run").persona == pebble
-    assert capsys.readouterr().err.splitlines()[0] == "as an earlier run in the folder was told: --name=小石头,Pebble"
+    assert (
+        capsys.readouterr().err.splitlines()[0]
+        == "as an earlier run in the folder was told: --name=小石头,Pebble; give it anew to change it"
+    )
     merged = settings.out / "sft" / "merged"
     assert persona_of_model(options(), merged) == pebble
     assert persona_of_model(options(system="别的"), merged) == Persona(pebble.names, "李雷", "别的")
@@ -355,3 +359,29 @@ def test_a_name_that_only_stands_in_the_prompt_of_another_is_not_its_own(tmp_pat
 )
 def test_persona_of_a_config(config, names):
     assert eval_command._trained(config).names == names
+
+
+@pytest.mark.parametrize("comma", [",", "，"])
+def test_rows_have_the_name_of_their_language(comma, tmp_path):
+    result = run([WULEWULE, "data", "identity", "--name", f"小石头{comma}Pebble", "--author", "Li Lei", "--out", "rows.jsonl"], tmp_path)
+    assert result.returncode == 0 and "WULEWULE_NAME=小石头,Pebble WULEWULE_AUTHOR=Li Lei" in result.stdout.replace("'", "")
+    turns = [json.loads(line)["conversation"][0] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {turn["system"] for turn in turns} == {prompts.system_prompt("小石头", "Li Lei")}
+    chinese = [turn for turn in turns if re.search("[\u4e00-\u9fff]", turn["input"])]
+    assert not any("Pebble" in turn["output"] for turn in chinese) and any("小石头" in turn["output"] for turn in chinese)
+    english = [turn for turn in turns if turn not in chinese]
+    assert not any("小石头" in turn["output"] for turn in english) and any("Pebble" in turn["output"] for turn in english)
+
+
+def test_a_name_of_commas_is_refused_before_anything_is_written(tmp_path):
+    result = run([WULEWULE, "data", "identity", "--name", "，", "--author", "李雷", "--out", "rows.jsonl"], tmp_path)
+    assert result.returncode == 1 and last_line(result.stderr).endswith("--name is empty") and not list(tmp_path.iterdir())
+
+
+def test_a_run_that_could_not_begin_keeps_no_persona(tmp_path):
+    result = run(
+        [WULEWULE, "run", "--size", "tiny", "--stages", "sft", "--data", "nothere", "--out", "out", "--name", "Foo", "--author", "Bar"],
+        tmp_path,
+    )
+    assert result.returncode == 1 and "data file not found" in last_line(result.stderr)
+    assert kept_persona(tmp_path / "out") == (None, {})

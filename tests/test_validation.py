@@ -169,7 +169,9 @@ def test_other_formats_name_the_command_that_mends_them(tmp_path):
     rows = [{"conversations": []}, {"messages": []}, {"instruction": "问", "output": "答"}]
     file = write(tmp_path / "a.jsonl", *rows)
     fixes = [problem.fix for problem in check_files([file]).problems if problem.code == "other_format"]
-    assert fixes == [f"wulewule data convert {file} --from {name} --out FILE.jsonl" for name in ("sharegpt", "openai", "alpaca")]
+    assert fixes == [
+        f"wulewule data convert {file} --from {name} --to wulewule --out FILE.jsonl" for name in ("sharegpt", "openai", "alpaca")
+    ]
 
 
 @pytest.mark.parametrize("form", ["sharegpt", "openai"])

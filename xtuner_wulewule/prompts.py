@@ -73,10 +73,15 @@ def given(**options):
             value, where = os.environ.get(variable), variable
         if value is None:
             continue
-        if key != "system" and not re.sub(COMMA, "", value).strip():
+        if key != "system" and not names_of(value):
             raise SettingsError(f"{where} is empty; give {'a name' if key == 'name' else 'who made it'}, or leave it out")
         values[key] = value.strip()
     return values
+
+
+def names_of(text):
+    """Return the names (tuple[str, ...]) in a text, with commas of any keyboard between."""
+    return tuple(name.strip() for name in re.split(COMMA, text) if name.strip())
 
 
 def persona_of(values, base=None):
@@ -88,7 +93,7 @@ def persona_of(values, base=None):
             the package with them in it. Defaults to the persona of the package.
     """
     base = base or Persona()
-    names = tuple(name.strip() for name in re.split(COMMA, values["name"]) if name.strip()) if "name" in values else base.names
+    names = names_of(values["name"]) if "name" in values else base.names
     author = values.get("author", base.author)
     same = (names[0], author) == (base.names[0], base.author)
     return Persona(names, author, values.get("system", base.system if same else system_prompt(names[0], author)))

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from xtuner_wulewule.cli.persona import add_persona_arguments, persona_of_model
+from xtuner_wulewule.cli.persona import add_persona_arguments, described, persona_of_model, show_notes
 from xtuner_wulewule.errors import ModelError
 
 
@@ -24,10 +24,13 @@ def add_parser(commands):
 
 def run(args):
     """Become XTuner's chat; raise ModelError where there is no model."""
+    if not args.model.exists():
+        raise ModelError(f"there is no {args.model}: give the folder of a merged model, such as OUT/sft/merged")
     if not (args.model / "config.json").is_file():
         raise ModelError(f"model folder {args.model} has no config.json: give the folder of a merged model, such as OUT/sft/merged")
-    system = persona_of_model(args, args.model).system
-    command = chat_command(args.model, system, args.temperature, args.max_new_tokens)
+    persona = persona_of_model(args, args.model)
+    show_notes([described(persona)])
+    command = chat_command(args.model, persona.system, args.temperature, args.max_new_tokens)
     os.environ["PYTHONUTF8"] = "1"
     os.execv(command[0], command)
 

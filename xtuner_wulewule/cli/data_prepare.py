@@ -65,7 +65,7 @@ def _add_identity(subcommands):
         run_identity,
         "example: wulewule data identity --name 悟了悟了 --author xzyun2011 --out data/self_cognition_100.jsonl",
     )
-    parser.add_argument("--name", required=True, help="name of the assistant")
+    parser.add_argument("--name", required=True, help="name of the assistant, or several with commas between: Chinese first, English last")
     parser.add_argument("--author", required=True, help="who made it")
     parser.add_argument("--lang", default="zh,en", help="zh,en or one of them (zh,en)")
     parser.add_argument("--number", type=int, metavar="N", help="rows, of each kind of question its share (each question once)")
@@ -140,9 +140,11 @@ def run_identity(args):
         print(f"row {note['row']} keeps the words of its template: {note['reason']}", file=sys.stderr)
     kept = f", {len(found['kept'])} of them in the words of their template" if args.api_base else ""
     print(f"{args.out}: {found['rows']} rows{kept}")
-    name, author, system = args.name.strip(), args.author.strip(), found["system"]
-    if system != prompts.WULEWULE_SYSTEM and (system or name not in prompts.NAMES):
-        values = {"name": name, "author": author, **({"system": system} if system != prompts.system_prompt(name, author) else {})}
+    names, author, system = prompts.names_of(args.name), args.author.strip(), found["system"]
+    other = not set(names) <= set(prompts.NAMES)
+    if other or system and system != prompts.WULEWULE_SYSTEM:
+        own = {"system": system} if system != prompts.system_prompt(names[0], author) else {}
+        values = {"name": ",".join(names), "author": author, **own}
         variables = " ".join(f"{prompts.VARIABLES[key]}={shlex.quote(value)}" for key, value in values.items())
         found_by = "wulewule run finds it in these rows, xtuner train needs: " if prompts.told_by(system) else ""
         print(f"training and evaluation must know who it is: {found_by}export {variables}")

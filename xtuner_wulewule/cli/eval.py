@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from xtuner_wulewule import paths
-from xtuner_wulewule.cli.persona import add_persona_arguments, persona_of_model
+from xtuner_wulewule.cli.persona import add_persona_arguments, described, persona_of_model
 from xtuner_wulewule.errors import ModelError, SettingsError
 from xtuner_wulewule.prompts import Persona, system_prompt, told_by
 
@@ -81,6 +81,7 @@ def run(args):
     found = evaluate(settings)
     console = output_console()
     console.print(f"{settings.model}{f' with {settings.adapter}' if settings.adapter else ''}", markup=False)
+    console.print(described(settings.persona), markup=False)
     console.print(table(found, gate.marks(rules, found["metrics"])))
     for note in notes(found):
         console.print(note, markup=False)

@@ -51,6 +51,11 @@ def persona_of_model(args, model, trained=None, files=()):
     return persona
 
 
+def described(persona):
+    """Return a line (str) that says who a `Persona` is."""
+    return f"persona: {','.join(persona.names)}, made by {persona.author} (--name and --author give another one)"
+
+
 def persona_of_data(args, files, kept=None):
     """Find the persona of data: that of the arguments and the environment, else as the system prompt of its rows tells.
 
@@ -69,7 +74,11 @@ def persona_of_data(args, files, kept=None):
 
     told_now = _given(args)
     given = {**(kept or {}), **told_now}
-    earlier = [f"as an earlier run in the folder was told: --{key}={value}" for key, value in given.items() if key not in told_now]
+    earlier = [
+        f"as an earlier run in the folder was told: --{key}={value}; give it anew to change it"
+        for key, value in given.items()
+        if key not in told_now
+    ]
     system = common_system(files)
     if system is None:
         return prompts.persona_of(given), given, earlier
@@ -80,7 +89,8 @@ def persona_of_data(args, files, kept=None):
         persona = prompts.persona_of({**given, "system": system}, told)
     names, shown = ",".join(persona.names), short(system)
     if persona.system != system:
-        note = f"warning: most rows about the assistant have another system prompt: {shown}; give its --name and --author, or --system"
+        remedy = "give its --name and --author, or --system, or make the rows anew"
+        note = f"warning: most rows about the assistant have another system prompt: {shown}; {remedy}"
     elif told is None and "name" not in given:
         note = f"warning: the rows have a system prompt of their own: {shown}; give --name and --author, else {names} is looked for"
     elif persona != prompts.persona_of(given):

@@ -228,7 +228,7 @@ class Checker:
         found = format_of(row)
         if found is None:
             return False
-        fix = f"wulewule data convert {self.files[-1]} --from {found} --out FILE.jsonl"
+        fix = f"wulewule data convert {self.files[-1]} --from {found} --to wulewule --out FILE.jsonl"
         self._error(line, "", "other_format", f"looks like a row of the {found} format, which training does not read; {fix}")
         if found in MESSAGES:
             key, role, _, meaning = MESSAGES[found]

@@ -22,7 +22,7 @@ def find_model(name, hub="huggingface"):
         return expanded
     if looks_like_path(name):
         raise ModelError(
-            f"model {name!r} not found: there is no such folder; set WULEWULE_MODEL to a folder that holds the model, or to an id"
+            f"model {name!r} not found: there is no such folder; set WULEWULE_MODEL to a folder that holds the model, or to the id of one"
         )
     if hub == "modelscope":
         return _from_modelscope(name)

@@ -43,7 +43,6 @@ def run(settings, display):
     lock = lock_folder(settings.out)
     try:
         state = State(settings.out)
-        state.keep_persona(settings.persona, settings.given)
         _take_back(settings)
         steps = plan(settings)
         display.total = len(steps)
@@ -58,6 +57,7 @@ def run(settings, display):
             # All that follows depends on this step. Forgotten now, because this process may be killed before it gets there.
             state.forget([later.name for later in steps[number + 1 :]])
             check_step(step, settings)
+            state.keep_persona(settings.persona, settings.given)  # not of a run that could not begin
             if not (interrupted and step.kind in ("train", "eval")):  # these go on where they were
                 _set_aside(settings, step, display)
             _run_step(settings, step, state, display, lock)

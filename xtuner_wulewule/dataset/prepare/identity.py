@@ -10,7 +10,7 @@ from xtuner_wulewule.dataset.prepare.identity_texts import ADDRESSED, ALIASES, A
 from xtuner_wulewule.dataset.prepare.part_file import PartFile
 from xtuner_wulewule.dataset.progress import progress
 from xtuner_wulewule.errors import SettingsError
-from xtuner_wulewule.prompts import system_prompt
+from xtuner_wulewule.prompts import names_of, system_prompt
 
 LONGEST_TEXT = 2000  # characters; a longer one is not an answer to who one is
 INSTRUCTIONS = (
@@ -23,7 +23,7 @@ def make_pairs(name, author, languages, number=None, seed=0):
     """Return questions with answers (list[tuple[str, str]]) made from the templates, no two alike.
 
     Args:
-        name (str): name of the assistant.
+        name (str): name of the assistant, or several with commas between: the first stands in Chinese rows, the last in others.
         author (str): who made it.
         languages (list[str]): "zh", "en" or both; each gets its share.
         number (int, optional): how many, each kind of row with its share; defaults to each question once.
@@ -35,7 +35,7 @@ def make_pairs(name, author, languages, number=None, seed=0):
     chance = random.Random(seed)
     pairs = []
     for position, language in enumerate(languages):
-        kinds = list(_kinds(name, author, language, chance).values())
+        kinds = list(_kinds(names_of(name)[0 if language == "zh" else -1], author, language, chance).values())
         if number is None:
             pairs += [pair for rounds in kinds for pair in rounds[0]]
             continue
@@ -219,10 +219,10 @@ def prepare(args):
     Raises:
         SettingsError: a setting makes no sense, or the server cannot be reached.
     """
-    name, author = args.name.strip(), args.author.strip()
+    names, author = names_of(args.name), args.author.strip()
     languages = list(dict.fromkeys(language.strip() for language in args.lang.split(",")))
-    if not name or not author:
-        raise SettingsError(f"--{'author' if name else 'name'} is empty")
+    if not names or not author:
+        raise SettingsError(f"--{'author' if names else 'name'} is empty")
     if not set(languages) <= set(QUESTIONS):
         raise SettingsError(f"--lang {args.lang}: give zh,en or one of them")
     if args.number is not None and args.number < 1:
@@ -231,13 +231,13 @@ def prepare(args):
         raise SettingsError(f"--general {args.general}: at least 0")
     if bool(args.api_base) != bool(args.model):
         raise SettingsError("--api-base and --model belong together; give both or none")
-    system = system_prompt(name, author) if args.system is None else args.system
-    pairs = make_pairs(name, author, languages, args.number, args.seed)
+    system = system_prompt(names[0], author) if args.system is None else args.system
+    pairs = make_pairs(args.name, author, languages, args.number, args.seed)
     if args.general:
         pairs += general_pairs(languages, args.general, args.seed)
         random.Random(args.seed).shuffle(pairs)
     calls = Calls(args.retries, args.requests_per_minute)
-    rephraser = Rephraser(args.api_base, args.model, [name, author], args.timeout) if args.api_base else None
+    rephraser = Rephraser(args.api_base, args.model, [*names, author], args.timeout) if args.api_base else None
     settings = {"made by": "data identity", "system": system, "api-base": args.api_base, "model": args.model}
 
     def ask(calls, item):
