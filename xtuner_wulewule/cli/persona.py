@@ -53,7 +53,7 @@ def persona_of_model(args, model, trained=None, files=()):
 
 def described(persona):
     """Return a line (str) that says who a `Persona` is."""
-    return f"persona: {','.join(persona.names)}, made by {persona.author} (--name and --author give another one)"
+    return f"persona: {','.join(persona.names)}, made by {persona.author}"
 
 
 def persona_of_data(args, files, kept=None):
