@@ -58,7 +58,7 @@ NUMBERS = {
     "train_cfg.max_iters": WHOLE,
 }
 HOOKS = "custom_hooks"
-ASKED = {"evaluation_inputs": "evaluation_inputs"}  # names that are read later, too -> the hooks' own copies
+ASKED = "evaluation_inputs"  # read later, too: hooks have a copy under the same name
 
 
 def check_key(key, option, names):
@@ -127,13 +127,10 @@ def with_copies(config, options):
         config (mmengine.config.ConfigDict): what is set.
         options (dict): {key: value}.
     """
-    copies = {
-        f"{HOOKS}.{number}.{theirs}": options[name]
-        for name, theirs in ASKED.items()
-        if name in options and HOOKS not in options  # else they are replaced as a whole
-        for number, hook in enumerate(config.get(HOOKS) or [])
-        if theirs in hook and hook[theirs] == config.get(name)
-    }
+    if ASKED not in options or HOOKS in options:  # the latter replaces the hooks as a whole
+        return options
+    hooks = enumerate(config.get(HOOKS) or [])
+    copies = {f"{HOOKS}.{number}.{ASKED}": options[ASKED] for number, hook in hooks if ASKED in hook and hook[ASKED] == config.get(ASKED)}
     return {**copies, **options}
 
 

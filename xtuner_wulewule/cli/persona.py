@@ -94,7 +94,7 @@ def persona_of_data(args, files, kept=None):
     elif told is None and "name" not in given:
         note = f"warning: the rows have a system prompt of their own: {shown}; give --name and --author, else {names} is looked for"
     elif persona != prompts.persona_of(given):
-        note = f"persona: {names}, made by {persona.author}; its system prompt is that of the rows: {shown}"
+        note = f"{described(persona)}; its system prompt is that of the rows: {shown}"
     else:
         return persona, given, earlier
     return persona, given, [*earlier, note]
