@@ -39,6 +39,8 @@ train_dataloader["collate_fn"] = dict(type=default_collate_fn, use_varlen_attn=F
 OF_XTUNER = """
 model["type"] = SupervisedFinetune
 model["llm"]["attn_implementation"] = "sdpa"
+if optim_wrapper["type"].__name__ == "FusedAmpOptimWrapper":
+    optim_wrapper["type"] = "AmpOptimWrapper"
 """
 EVERY = 10  # iterations from one logged loss to the next
 OWN_STEP = "XTuner's own step is used"  # what the log says where there is no fused one

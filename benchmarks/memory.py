@@ -72,7 +72,8 @@ def searched(job):
             from xtuner.dataset.collate_fns import default_collate_fn as collate
 
             model, dtype = train_speed.build_published(job["model"], DROPOUT)
-        wrapper, device = train_speed.wrapper_of(model, dtype)
+        kind = "FusedAmpOptimWrapper" if job["way"] == "ours" else "AmpOptimWrapper"
+        wrapper, device = train_speed.wrapper_of(model, dtype, kind)
     except Exception as error:
         if not out_of_memory(error):
             raise

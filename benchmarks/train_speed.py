@@ -146,7 +146,7 @@ def build_published(model, dropout):
 def train_published(job):
     from xtuner.dataset.collate_fns import default_collate_fn
 
-    return train_in_xtuner(job, *build_published(job["model"], job["dropout"]), default_collate_fn)
+    return train_in_xtuner(job, *build_published(job["model"], job["dropout"]), default_collate_fn, "AmpOptimWrapper")
 
 
 def build_ours(shape, dropout, checkpointing, micro_batch_tokens):
@@ -176,7 +176,8 @@ def train_ours(job):
     model, dtype = build_ours(
         dict(name=job["shape"], model=job["model"]), job["dropout"], job["checkpointing"], job["micro_batch"] * job["tokens"]
     )
-    return train_in_xtuner({**job, "micro_batch": ROWS}, model, dtype, wulewule_collate_fn)  # it divides the batch itself
+    job = {**job, "micro_batch": ROWS}  # it divides the batch itself
+    return train_in_xtuner(job, model, dtype, wulewule_collate_fn, "FusedAmpOptimWrapper")
 
 
 def train_trl(job):
@@ -287,16 +288,23 @@ def xtuner_config(model, dropout, dtype):
     return llm, lora
 
 
-def wrapper_of(model, dtype, accumulative_counts=1):
-    """Return the optimizer wrapper of the configs for a model that computes in `dtype` (str), and the device (str) it is on from now on."""
+def wrapper_of(model, dtype, kind, accumulative_counts=1):
+    """Return the optimizer wrapper of the configs for a model that computes in `dtype` (str), and the device (str) it is on from now on.
+
+    Args: besides
+        kind (str): "AmpOptimWrapper", XTuner's, or "FusedAmpOptimWrapper", ours; on a CPU it is mmengine's plain one.
+    """
     import torch
     from mmengine.optim import AmpOptimWrapper, OptimWrapper
+
+    from xtuner_wulewule.engine.optim_wrapper import FusedAmpOptimWrapper
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    amp = dict(type=AmpOptimWrapper, dtype=dtype, loss_scale="dynamic") if device == "cuda" else dict(type=OptimWrapper)
-    wrapper = amp.pop("type")(
+    kinds = dict(AmpOptimWrapper=AmpOptimWrapper, FusedAmpOptimWrapper=FusedAmpOptimWrapper)
+    build, amp = (kinds[kind], dict(dtype=dtype, loss_scale="dynamic")) if device == "cuda" else (OptimWrapper, {})
+    wrapper = build(
         optimizer=torch.optim.AdamW(trained, lr=2e-4, weight_decay=0),
         clip_grad=dict(max_norm=1, error_if_nonfinite=False),
         accumulative_counts=accumulative_counts,
@@ -316,9 +324,9 @@ def collated(rows, collate, device):
     return batch
 
 
-def train_in_xtuner(job, model, dtype, collate):
-    """Train as mmengine's loop does: `train_step` of the model, with the optimizer wrapper of the configs."""
-    wrapper, device = wrapper_of(model, dtype, ROWS // job["micro_batch"])
+def train_in_xtuner(job, model, dtype, collate, kind):
+    """Train as mmengine's loop does: `train_step` of the model, with the optimizer wrapper of the configs (`kind`)."""
+    wrapper, device = wrapper_of(model, dtype, kind, ROWS // job["micro_batch"])
 
     def update(batches):
         for batch in batches:

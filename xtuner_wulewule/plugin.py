@@ -35,6 +35,7 @@ MMENGINE_REGISTRIES = {
         "RandomStateHook": "xtuner_wulewule.engine.random_state:RandomStateHook",
         "UpdateBudgetHook": "xtuner_wulewule.engine.hooks:UpdateBudgetHook",
     },
+    "OPTIM_WRAPPERS": {"FusedAmpOptimWrapper": "xtuner_wulewule.engine.optim_wrapper:FusedAmpOptimWrapper"},
     "PARAM_SCHEDULERS": {"WarmupCosineLR": "xtuner_wulewule.engine.schedulers:WarmupCosineLR"},
 }
 # these subclass XTuner's own classes, so they can only be imported when the module named here has run

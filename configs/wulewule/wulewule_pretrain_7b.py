@@ -9,7 +9,6 @@
 #   edit it     xtuner copy-cfg wulewule_pretrain_7b .   then   xtuner train ./wulewule_pretrain_7b_copy.py
 #   loss curve  tensorboard --logdir work_dirs/pretrain
 from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
-from mmengine.optim import AmpOptimWrapper
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 from peft import LoraConfig
 from torch.optim import AdamW
@@ -22,6 +21,7 @@ from xtuner_wulewule.dataset.map_fns import wulewule_pretrain_map_fn
 from xtuner_wulewule.dataset.samplers import NoShuffleSampler
 from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
 from xtuner_wulewule.engine.hooks import AccumulativeCountsHook, UpdateBudgetHook
+from xtuner_wulewule.engine.optim_wrapper import FusedAmpOptimWrapper
 from xtuner_wulewule.engine.random_state import RandomStateHook
 from xtuner_wulewule.engine.schedulers import WarmupCosineLR
 from xtuner_wulewule.model.finetune import WulewuleFinetune, check_model
@@ -115,7 +115,7 @@ train_dataloader = dict(
 #          PART 4  Scheduler & Optimizer  优化器与学习率              #
 #######################################################################
 optim_wrapper = dict(
-    type=AmpOptimWrapper,
+    type=FusedAmpOptimWrapper,
     optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_norm, error_if_nonfinite=False),
     accumulative_counts=accumulative_counts,

@@ -11,7 +11,6 @@
 #   loss curve  tensorboard --logdir work_dirs/sft
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
-from mmengine.optim import AmpOptimWrapper
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 from peft import LoraConfig
 from torch.optim import AdamW
@@ -25,6 +24,7 @@ from xtuner_wulewule.dataset.build import build_wulewule_dataset, wulewule_colla
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
 from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
 from xtuner_wulewule.engine.hooks import AccumulativeCountsHook, UpdateBudgetHook
+from xtuner_wulewule.engine.optim_wrapper import FusedAmpOptimWrapper
 from xtuner_wulewule.engine.random_state import RandomStateHook
 from xtuner_wulewule.engine.schedulers import WarmupCosineLR
 from xtuner_wulewule.engine.score_hook import ScoreHook
@@ -138,7 +138,7 @@ train_dataloader = dict(
 #          PART 4  Scheduler & Optimizer  优化器与学习率              #
 #######################################################################
 optim_wrapper = dict(
-    type=AmpOptimWrapper,
+    type=FusedAmpOptimWrapper,
     optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_norm, error_if_nonfinite=False),
     accumulative_counts=accumulative_counts,

@@ -1,1 +1,1 @@
-"""Hooks and learning-rate schedule."""
+"""Hooks, learning-rate schedule and optimizer wrapper."""
