@@ -58,6 +58,7 @@ def test_matrix_products_in_bf16(name, resident, checkpointing):
         assert max(float((found[key] - exact[key]).norm() / exact[key].norm()) for key in exact) < 0.1
         if resident:
             model._step.decoder.make_resident()
+            assert all(layer.o.stack is not None for layer in model._step.decoder.layers)
         model._step.decoder.checkpointing = checkpointing
         for one, two in zip(model.parameters(), plain.parameters(), strict=True):
             if one.requires_grad:
@@ -245,7 +246,7 @@ def test_compiled_functions_serve_many_lengths(monkeypatch):
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     for tokens in (8, 16, 24, 32):
         grad, passed_by, normed = torch.randn(3, tokens, 16)
-        backward(grad, None, passed_by, normed, torch.ones(tokens, 1), torch.ones(16))
+        backward(grad, None, passed_by, normed, torch.ones(tokens, 1), torch.ones(16), torch.empty_like(grad))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled + 4
 
 
@@ -422,7 +423,8 @@ def test_memory_is_taken_for_time_where_more_rows_than_by_default_are_wanted_and
         return step.decoder.roomy
 
     model = tune("llama", fused=True)
-    assert not roomy(9, tokens=8192)  # without dropout there is nothing to keep
+    assert roomy(1, tokens=8192)
+    assert not roomy(0.9, tokens=8192)
     model = tune("llama", adapter=lora(lora_dropout=0.1), fused=True)
     assert roomy(1, tokens=8192)
     assert not roomy(0.9, tokens=8192)
@@ -435,10 +437,11 @@ def test_memory_that_runs_out_is_first_taken_from_what_saves_time(monkeypatch):
     monkeypatch.setattr("mmengine.logging.print_log", lambda text, **_: said.append(text))
     step = model._step = FusedStep(model.llm, torch.float32, compiled=False, resident=True, tokens=8192)
     step._plan(1024, 2**50)
-    assert "what dropout leaves kept" in said[0] and any(linears.keep for linears in step.decoder.linears)
+    assert "more kept for the backward" in said[0] and any(linears.keep for linears in step.decoder.linears)
+    assert all(layer.keeps_values() for layer in step.decoder.layers)
     step._step_down(1024)
-    assert step.tokens == 8192 and not step.decoder.roomy and "what dropout" not in said[1]
-    assert not any(linears.keep for linears in step.decoder.linears)
+    assert step.tokens == 8192 and not step.decoder.roomy and "more kept" not in said[1]
+    assert not any(one.keep for one in [*step.decoder.linears, *step.decoder.layers])
     step._step_down(1024)
     assert step.tokens == 4096
 
@@ -472,6 +475,36 @@ def test_a_small_adapter_counts_in_bf16(rate, adapted, bias, device, joint):
         expected = 2 * x.float() @ a.t() @ b.t()
         arrived = float(((found[place] - frozen) * expected).sum() / expected.square().sum())
         assert abs(arrived - 1) < 0.15, arrived
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_a_small_adapter_counts_in_the_gradient_of_its_input(rate, device):
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(256, 96, bias=False)).requires_grad_(False)
+    (layer,) = (
+        get_peft_model(layer, lora(r=16, lora_alpha=32, lora_dropout=rate, task_type=None, target_modules=["0"]))
+        .to(device)
+        .base_model.model
+    )
+    layer.lora_B["default"].weight.data.normal_(0, 5e-5)
+    linears = Linears([layer], torch.bfloat16, 16, rate, stacked=True)
+    linears.make_resident()
+    for kept, trained, factor in linears.adapters_now():  # as in each step, after the weights were kept
+        kept.copy_(trained * factor)
+    assert (linears.stack is None) == bool(rate)
+    room = linears.gradient_room(512)
+    assert room.shape[1] == (96 if rate else 112)
+    grad = room[:, :96].normal_()
+    of_inner, of_x = linears.input_gradients(grad, room)
+    if rate:
+        return
+    of_x = linears.add_adapters(of_x, of_inner, None, math.Kernels(compiled=False))
+    a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+    expected = 2 * grad.float() @ b @ a
+    frozen = grad.float() @ layer.base_layer.weight.detach().to(torch.bfloat16).float()
+    arrived = float(((of_x.float() - frozen) * expected).sum() / expected.square().sum())
+    assert abs(arrived - 1) < 0.15, arrived
 
 
 COS, SIN = (wave(torch.linspace(0, 6, 256)[:, None] * torch.arange(1, 9).repeat(2)) for wave in (torch.cos, torch.sin))

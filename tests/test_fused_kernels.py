@@ -35,19 +35,26 @@ same(kernels.add_dropped_product(*arguments), math.add_dropped_product(*argument
 part = torch.randn(tokens, width + 2 * rank)[:, :width]  # as a product with more columns leaves it
 same(kernels.add_dropped_product(part, *arguments[1:]), math.add_dropped_product(part, *arguments[1:]))
 acts = torch.empty(tokens, width), torch.empty(tokens, width + 32)[:, :width]
+space = torch.empty(tokens, rank + 8)
 for outers, second, one, rate, act in product((outer, wider(outer)), (b, None), (mask, None), (p,), acts):
     arguments = wide, outers, second, one, a, rate if one is not None else 0.0
-    expected_act = torch.empty(tokens, width)
-    same(kernels.swiglu_project(*arguments, act), math.swiglu_project(*arguments, expected_act))
-    same(act, expected_act)
+    expected_act, expected_inner = torch.empty(tokens, width), torch.empty(tokens, rank)
+    math.swiglu_project(*arguments, expected_act, expected_inner)
+    for kernels.PROGRAMS in (512, 1):  # the sums in parts, and whole
+        act.zero_(), space.zero_()
+        kernels.swiglu_project(*arguments, act, space[:, :rank])
+        same(act, expected_act)
+        same(space[:, :rank], expected_inner)
+        assert not space[:, rank:].any()
 for first, second, third, one in product((x, part), (b, None), (a, None), (mask, None)):
     arguments = first, wide, outer, second, one, third, inner, p if one is not None else 0.0
-    for found, expected in zip(kernels.swiglu_backward(*arguments), math.swiglu_backward(*arguments)):
-        same(found, expected)
+    found_sums, sums = torch.ones(3, rank, width), torch.ones(3, rank, width)
+    same(kernels.swiglu_backward(*arguments, found_sums), math.swiglu_backward(*arguments, sums))
+    same(found_sums, sums)
 # inputs of other strides, as parts of larger products
 arguments = x, wide, wider(outer), b, mask, a, wider(inner), 0.1
-for found, expected in zip(kernels.swiglu_backward(*arguments), math.swiglu_backward(*arguments)):
-    same(found, expected)
+same(kernels.swiglu_backward(*arguments, found_sums), math.swiglu_backward(*arguments, sums))
+same(found_sums, sums)
 arguments = x, wider(outer), torch.randn(2 * rank, width), masks, 0.1
 same(kernels.add_dropped_product(*arguments), math.add_dropped_product(*arguments))
 for queries, groups in ((6, 2), (3, 3)):
@@ -55,6 +62,20 @@ for queries, groups in ((6, 2), (3, 3)):
     arguments = q, k, v.transpose(0, 1).contiguous().transpose(0, 1), torch.randn(24, 16), torch.randn(24, 16), (queries, groups, 16)
     for name in ("join_grouped", "join_listed"):
         same(getattr(kernels, name)(*arguments), getattr(math, name)(*arguments))
+for entries, at_once in ((300, 16384), (300, 1024), (1024, 1024), (2500, 1024)):
+    kernels.ENTRIES, kernels.LANES = at_once, at_once // 16
+    logits, share = torch.randn(24, entries) * 9, torch.randn(24, entries)
+    targets = torch.randint(-1, entries, (24,))
+    targets[:4] = torch.tensor([-100, 0, entries - 1, -100])
+    for one in (share, None):
+        expected_loss, expected = math.cross_entropy(logits, one, targets, torch.tensor(0.3))
+        loss, found = kernels.cross_entropy(logits.clone(), one, targets, torch.tensor(0.3))
+        assert abs(loss - expected_loss) <= 1e-5 * abs(expected_loss)
+        same(found, expected)
+        assert not found[targets < 0].any()
+        wider_logits = torch.cat([logits, torch.ones(24, 5)], 1)
+        same(kernels.cross_entropy(wider_logits[:, :entries], one, targets, torch.tensor(0.3))[1], expected)
+        assert bool((wider_logits[:, entries:] == 1).all())
 for p in (0.1, 0.6):
     ones = torch.ones(2048, 64)
     kept = list(kernels.drop(ones, kernels.draw_masks(ones, 2, p), p) != 0)

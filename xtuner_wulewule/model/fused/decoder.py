@@ -9,8 +9,10 @@ import torch
 
 from xtuner_wulewule.model.fused.attention import attend
 from xtuner_wulewule.model.fused.linear import Branch, Linears
+from xtuner_wulewule.model.fused.math import values_grouped, values_listed
 
-CHUNK = 1024  # tokens whose logits exist at a time
+CHUNK = 1024  # tokens whose logits exist at a time, twice as many where their gradient is written over them
+VALUES = {"grouped": values_grouped, "listed": values_listed}
 LOGITS = 4  # as many tensors of their size: they, the adapter's share, their gradient, and what the loss needs meanwhile
 
 
@@ -28,9 +30,10 @@ class Layer:
         self.norms, self.kernels, self.dtype, self.rate = parts.norms, kernels, dtype, lora["rate"]
         self.heads, self.layout = parts.heads, parts.layout
         self.qkv = Linears(parts.qkv, dtype, **lora, joint=True)
-        self.o = Linears(parts.o, dtype, **lora)  # attention writes its input, and wants its gradient in one piece
+        self.o = Linears(parts.o, dtype, **lora, stacked=True)  # attention writes its input, and wants its gradient in one piece
         self.up, self.down = (Linears(group, dtype, **lora, complete=True, joint=True) for group in (parts.up, parts.down))
         self.linears = (self.qkv, self.o, self.up, self.down)
+        self.keep, self.middle = False, None
 
     def forward(self, x, y, place, checkpointing):
         """Return the residual stream (T, channels), what is to be added to it, and what `backward` needs.
@@ -59,10 +62,16 @@ class Layer:
 
     def _attention(self, saved, place):
         qkv = self.qkv.forward(saved.normed[0], saved.qkv, self.kernels)
-        split = getattr(self.kernels, f"split_{self.layout}")
-        saved.heads = [t.detach().requires_grad_() for t in split(*qkv, place.cos, place.sin, self.heads)]
+        copied = not self.keeps_values()
+        q, k, v = getattr(self.kernels, f"split_{self.layout}")(*qkv, place.cos, place.sin, self.heads, copied)
+        v = v if copied else VALUES[self.layout](qkv[0], self.heads)
+        saved.heads = [t.detach().requires_grad_() for t in (q, k, v)]
         with torch.enable_grad():
             saved.attended = attend(*saved.heads, place.layout)
+
+    def keeps_values(self):
+        """Return whether the values are read where the product has written them, so that its whole result is kept for the backward."""
+        return self.keep and not self.qkv.apart
 
     def _out(self, saved):
         return self.o.forward(saved.attended.detach().flatten(1), saved.o, self.kernels)
@@ -76,7 +85,8 @@ class Layer:
         branch, down = saved.down, self.down
         branch.masks = self.kernels.draw_masks(saved.wide[:, : down.width], 1, self.rate) if self.rate else None
         act = down.input(len(saved.wide), branch)
-        branch.inner = self.kernels.swiglu_project(saved.wide, saved.up.inner, self._b_of_up(), branch.masks, down.a, self.rate, act)
+        branch.inner = down.room(len(act), branch)
+        self.kernels.swiglu_project(saved.wide, saved.up.inner, self._b_of_up(), branch.masks, down.a, self.rate, act, branch.inner)
         return act
 
     def _b_of_up(self):
@@ -102,17 +112,18 @@ class Layer:
             first (bool): whether the layer reads the embeddings, which are not trained.
         """
         self._again(saved, place)
-        grad = self._norm_backward(saved, 1, *self._feed_backward(grad, saved), grad)
-        of_attended = self.o.add_adapters(*self._backward_of(self.o, grad, saved.o, saved.attended.detach().flatten(1)))
+        room = self.o.gradient_room(len(grad))
+        grad = self._norm_backward(saved, 1, *self._feed_backward(grad, saved), grad, room[:, : grad.shape[1]])
+        of_attended = self.o.add_adapters(*self._backward_of(self.o, grad, saved.o, saved.attended.detach().flatten(1), room=room))
         of_heads = torch.autograd.grad(saved.attended, saved.heads, of_attended.view_as(saved.attended))
         saved.attended = saved.heads = None
         of_qkv = getattr(self.kernels, f"join_{self.layout}")(*of_heads, place.cos, place.sin, self.heads)
         of_normed = self._backward_of(self.qkv, of_qkv, saved.qkv, saved.normed[0], first)
-        return None if first else self._norm_backward(saved, 0, *self.qkv.share(*of_normed), grad)
+        return None if first else self._norm_backward(saved, 0, *self.qkv.share(*of_normed), grad, torch.empty_like(of_normed[0]))
 
-    def _backward_of(self, linears, grad, branch, x, first=False):
+    def _backward_of(self, linears, grad, branch, x, first=False, room=None):
         """Add the gradients of the adapters of linear layers; return what `Linears.share` takes, for the gradient of their input x."""
-        of_inner, of_x = (linears.inner_gradient(grad), None) if first else linears.input_gradients(grad)
+        of_inner, of_x = (linears.inner_gradient(grad), None) if first else linears.input_gradients(grad, room)
         linears.add_gradient_of_b(grad, branch.inner)
         linears.add_gradient_of_a(x, of_inner, branch, self.kernels)
         return of_x, of_inner, branch.masks, self.kernels
@@ -123,17 +134,27 @@ class Layer:
         down.add_gradient_of_b(grad, branch.inner)
         a = None if down.merged else down.a
         inputs = saved.wide, saved.up.inner, self._b_of_up(), branch.masks
-        of_wide, sums = self.kernels.swiglu_backward(of_act, *inputs, a, of_inner, self.rate)
+        of_wide = self.kernels.swiglu_backward(of_act, *inputs, a, of_inner, self.rate, self.middle)
         saved.wide = saved.up.inner = None  # the latter may be a part of the former
-        for total, part in zip((down.grad_a, *up.grad_b), sums, strict=True):
-            total += part
         of_inner, of_normed = up.input_gradients(of_wide)
         up.add_gradient_of_a(saved.normed[1], of_inner, saved.up, self.kernels)
         return up.share(of_normed, of_inner, saved.up.masks, self.kernels)
 
-    def _norm_backward(self, saved, number, of_normed, share, grad):
+    def take_sums(self, sums):
+        """Take the sums of the gradients of B of gate and up, and of A of down, as one tensor: they lie one behind the other.
+
+        Args:
+            sums (torch.Tensor): all that `Linears.take_sums` was given, fp32.
+        """
+        parts = [*self.up.grad_b, self.down.grad_a]
+        size, begin = parts[0].numel(), parts[0].storage_offset()
+        assert [part.storage_offset() for part in parts] == [begin, begin + size, begin + 2 * size]
+        self.middle = sums[begin : begin + 3 * size].view(3, *parts[0].shape)
+
+    def _norm_backward(self, saved, number, of_normed, share, grad, of_x):
         norm = self.norms[number]
-        return self.kernels.rms_norm_backward(of_normed, share, grad, saved.normed[number], saved.scales[number], norm.weight)
+        self.kernels.rms_norm_backward(of_normed, share, grad, saved.normed[number], saved.scales[number], norm.weight, of_x)
+        return of_x
 
 
 class Saved:
@@ -179,7 +200,8 @@ class Decoder:
 
     Attributes:
         resident (bool): whether the weights are kept dequantised.
-        roomy (bool): whether memory is taken for time: what dropout leaves is kept for the backward (`Linears.keep`).
+        roomy (bool): whether memory is taken for time: what dropout leaves (`Linears.keep`) and the values of attention, where the product
+            has written them, are kept for the backward.
         checkpointing (str): see `Layer.forward`.
     """
 
@@ -197,6 +219,8 @@ class Decoder:
         parts = iter(self.sums.split(self.sizes))
         for linears in self.linears:
             linears.take_sums(parts)
+        for layer in self.layers:
+            layer.take_sums(self.sums)
         if self.head.ranks and self.head.merged:
             self.head.make_resident()
 
@@ -237,18 +261,20 @@ class Decoder:
                 linears.make_resident()
 
     def make_roomy(self, roomy=True):
-        """Keep what dropout leaves from now on, or no longer: only where nothing is computed again."""
+        """Keep what saves time from now on, or no longer: only where nothing is computed again."""
         self.roomy = roomy
-        for linears in self._dropping():
-            linears.keep = roomy
+        for one in [*self.layers, *self._dropping()]:
+            one.keep = roomy
 
     def _dropping(self):
         """Return the linear layers whose dropped input can be kept; SwiGLU's kernels drop what `down` takes."""
         return [linears for layer in self.layers for linears in (layer.qkv, layer.o, layer.up) if linears.rate]
 
     def roomy_bytes(self):
-        """Return the bytes (int) that a token takes besides `token_bytes` after `make_roomy`, 0 where there is nothing to keep."""
-        return sum(self.dtype.itemsize * linears.width * len(linears.ranks) for linears in self._dropping())
+        """Return the bytes (int) that a token takes besides `token_bytes` after `make_roomy`."""
+        dropped = sum(linears.width * len(linears.ranks) for linears in self._dropping())
+        beside_values = sum(sum(layer.qkv.outs) - layer.heads[1] * layer.heads[2] for layer in self.layers)
+        return self.dtype.itemsize * (dropped + beside_values)
 
     def token_bytes(self, checkpointing):
         """Return the bytes (int) that a token takes: what the layers keep, and the most that one of them needs besides."""
@@ -294,7 +320,7 @@ class Decoder:
         normed = torch.empty_like(x, dtype=self.dtype)
         scale = k.add_rms_norm(x, *y, norm.weight, norm.variance_epsilon, normed)[1]
         of_normed, loss = torch.zeros_like(normed), torch.zeros((), device=x.device)
-        for places in picked.split(CHUNK):
+        for places in picked.split(2 * CHUNK if k.overwriting else CHUNK):
             seen, branch = normed[places], Branch()
             of_part, of_logits = k.cross_entropy(*head.forward(seen, branch, k), targets[places], weight)
             loss += of_part
@@ -302,7 +328,9 @@ class Decoder:
             head.add_gradient_of_b(of_logits, branch.inner)
             head.add_gradient_of_a(seen, of_inner, branch, k)
             of_normed.index_copy_(0, places, head.add_adapters(of_seen, of_inner, branch.masks, k))
-        return loss, k.rms_norm_backward(of_normed, None, torch.zeros_like(normed), normed, scale, norm.weight)
+        of_x = torch.empty_like(normed)
+        k.rms_norm_backward(of_normed, None, torch.zeros_like(normed), normed, scale, norm.weight, of_x)
+        return loss, of_x
 
 
 def lora_of(layers):

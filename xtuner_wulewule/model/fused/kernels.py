@@ -14,11 +14,15 @@ from xtuner_wulewule.model.fused.math import BITS
 
 NAMES = "draw_masks drop add_dropped_product swiglu_project swiglu_backward"  # of `math` that are here, too
 JOINS = "join_grouped join_listed"
+ALWAYS = "cross_entropy"
 CHANNELS, TOKENS = 64, 64  # multiples that widths and numbers of tokens must have
 RANKS = 16, 32, 64  # more does not fit the registers
 BLOCK = 1024
 ASSEMBLY = torch.version.cuda is not None and os.environ.get("TRITON_INTERPRET") != "1"  # of Nvidia's cards
 ROPED = 8  # tokens whose queries, keys and values a program joins
+PROGRAMS = 512  # that keep a large GPU busy
+ENTRIES, LANES = 16384, 1024  # of the vocabulary that a program reads at a time, and that have a maximum and a sum of their own
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -87,6 +91,15 @@ def _held(x):
 
 
 @triton.jit
+def _sigmoid(x, ASSEMBLY: tl.constexpr):
+    if ASSEMBLY:  # Triton's own division is exact to the last bit, for a tenth of the kernels' time
+        below = 1.0 + tl.exp2(x * -LOG2_E)
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [below], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return tl.sigmoid(x)
+
+
+@triton.jit
 def _swiglu_project(
     wide,
     stride,
@@ -98,6 +111,7 @@ def _swiglu_project(
     act,
     act_stride,
     inner,
+    inner_stride,
     scale,
     tokens,
     SPAN: tl.constexpr,
@@ -105,6 +119,7 @@ def _swiglu_project(
     RANK: tl.constexpr,
     ADAPTED: tl.constexpr,
     DROPPED: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -122,12 +137,12 @@ def _swiglu_project(
             weight = b + channel[:, None] * RANK + rank[None, :]
             gate += tl.dot(at_gate, tl.trans(tl.load(weight)), input_precision="ieee")
             up += tl.dot(at_up, tl.trans(tl.load(weight + WIDTH * RANK)), input_precision="ieee")
-        value = (gate * tl.sigmoid(gate) * up).to(act.dtype.element_ty)
+        value = (gate * _sigmoid(gate, ASSEMBLY) * up).to(act.dtype.element_ty)
         tl.store(act + token[:, None] * act_stride + channel[None, :], value)
         if DROPPED:
             value = tl.where(_kept(mask, token, channel, WIDTH), value, 0.0)
         total = tl.dot(value, tl.trans(tl.load(a + rank[:, None] * WIDTH + channel[None, :])), total, input_precision="ieee")
-    tl.store(inner + (tl.program_id(1) * tokens + token[:, None]) * RANK + rank[None, :], total * scale)
+    tl.store(inner + (tl.program_id(1) * tokens + token[:, None]) * inner_stride + rank[None, :], total * scale)
 
 
 @triton.jit
@@ -153,6 +168,7 @@ def _swiglu_backward(
     SHARED: tl.constexpr,
     DROPPED: tl.constexpr,
     HELD: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -185,7 +201,7 @@ def _swiglu_backward(
             if DROPPED:
                 share = tl.where(kept, share, 0.0)
             grad += share
-        sigmoid = tl.sigmoid(gate)
+        sigmoid = _sigmoid(gate, ASSEMBLY)
         silu = gate * sigmoid
         of_gate = (grad * up * (sigmoid + silu * (1 - sigmoid))).to(of_wide.dtype.element_ty)
         of_up = (grad * silu).to(of_wide.dtype.element_ty)
@@ -201,9 +217,20 @@ def _swiglu_backward(
         of_b_gate = tl.dot(tl.trans(of_gate), at_gate, of_b_gate, input_precision="ieee")
         of_b_up = tl.dot(tl.trans(of_up), at_up, of_b_up, input_precision="ieee")
     place = (tl.program_id(1) * 3 * RANK + rank[None, :]) * WIDTH + channel[:, None]
-    tl.store(grads + place, of_a * scale)
-    tl.store(grads + place + RANK * WIDTH, of_b_gate)
-    tl.store(grads + place + 2 * RANK * WIDTH, of_b_up)
+    tl.store(grads + place, of_b_gate)
+    tl.store(grads + place + RANK * WIDTH, of_b_up)
+    tl.store(grads + place + 2 * RANK * WIDTH, of_a * scale)
+
+
+@triton.jit
+def _sum_parts(parts, out, stride, size, COLUMNS: tl.constexpr, PARTS: tl.constexpr, ADDED: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    target = out + (place // COLUMNS).to(tl.int64) * stride + place % COLUMNS
+    total = tl.load(target, mask=inside, other=0.0) if ADDED else tl.zeros([BLOCK], tl.float32)
+    for part in tl.static_range(PARTS):
+        total += tl.load(parts + part * size + place, mask=inside, other=0.0)
+    tl.store(target, total, mask=inside)
 
 
 @triton.jit
@@ -248,8 +275,52 @@ def _turn_back(source, target, cos_first, cos_second, sin_first, sin_second, HAL
     tl.store(target + HALF, second * cos_second - first * sin_first)
 
 
+@triton.jit
+def _cross_entropy(
+    logits,
+    stride,
+    share,
+    targets,
+    weight,
+    losses,
+    VOCABULARY: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    LANES: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    target, factor = tl.load(targets + row), tl.load(weight)
+    entry = tl.arange(0, LANES)[:, None] * (ENTRIES // LANES) + tl.arange(0, ENTRIES // LANES)[None, :]
+    logits += row * stride
+    share += row * VOCABULARY
+    highest, total = tl.full([LANES], -1e30, tl.float32), tl.zeros([LANES], tl.float32)
+    for begin in range(0, VOCABULARY, ENTRIES):
+        x = _logits(logits, share, begin + entry, VOCABULARY, SHARED)
+        higher = tl.maximum(highest, tl.max(x, 1))
+        total = total * tl.exp2(highest - higher) + tl.sum(tl.exp2(x - higher[:, None]), 1)
+        highest = higher
+    top = tl.max(highest, 0)
+    norm = top + tl.log2(tl.sum(total * tl.exp2(highest - top), 0))
+    trained = target >= 0
+    picked = _logits(logits, share, tl.maximum(target, 0), VOCABULARY, SHARED)
+    tl.store(losses + row, tl.where(trained, (norm - picked) / LOG2_E * factor, 0.0))
+    factor = tl.where(trained, factor, 0.0)
+    for begin in range(0, VOCABULARY, ENTRIES):
+        place = begin + entry
+        chance = tl.exp2(_logits(logits, share, place, VOCABULARY, SHARED) - norm)
+        tl.store(logits + place, (chance - tl.where(place == target, 1.0, 0.0)) * factor, mask=place < VOCABULARY)
+
+
+@triton.jit
+def _logits(logits, share, place, VOCABULARY: tl.constexpr, SHARED: tl.constexpr):
+    x = tl.load(logits + place, mask=place < VOCABULARY, other=-float("inf")).to(tl.float32)
+    if SHARED:
+        x += tl.load(share + place, mask=place < VOCABULARY, other=0.0).to(tl.float32)
+    return x * LOG2_E
+
+
 def serves(width, rank):
-    """Return whether tensors of so many channels, with LoRA of a rank, can be given to the kernels but those of `JOINS`."""
+    """Return whether tensors of so many channels, with LoRA of a rank, can be given to the kernels of `NAMES`."""
     return width % CHANNELS == 0 and rank in RANKS
 
 
@@ -286,36 +357,43 @@ def add_dropped_product(x, inner, a, masks, p):
     return out
 
 
-def swiglu_project(wide, outer, b, mask, a, p, act):
+def swiglu_project(wide, outer, b, mask, a, p, act, inner):
     """As `math.swiglu_project`."""
     tokens, width, rank = len(wide), wide.shape[1] // 2, len(a)
-    given = dict(ADAPTED=b is not None, DROPPED=mask is not None)
+    given = dict(ADAPTED=b is not None, DROPPED=mask is not None, ASSEMBLY=ASSEMBLY)
     light = b is None and wide.dtype != torch.float32  # three stages of fp32 would not fit the shared memory
-    wider = width % (2 * CHANNELS) == 0 and not (light and mask is not None)
+    wider = width % (2 * CHANNELS) == 0 and not light
     channels, stages = 2 * CHANNELS if wider else CHANNELS, 3 if light else 2  # the fastest of a dozen on an H100, as in `swiglu_backward`
-    parts = _parts(width, channels, 4)
-    inner = torch.empty(parts, tokens, rank, device=wide.device)
+    programs = tokens // TOKENS
+    whole = rank <= 32 and programs >= PROGRAMS  # each program sums over all channels
+    parts = 1 if whole else _parts(width, channels, 4)
+    sums = inner if whole else torch.empty(parts, tokens, rank, device=wide.device)
     shape = dict(SPAN=width // parts, WIDTH=width, RANK=rank, TOKENS=TOKENS, CHANNELS=channels)
-    _swiglu_project[(tokens // TOKENS, parts)](
-        *(wide, wide.stride(0), outer, outer.stride(0), b, mask, a, act, act.stride(0), inner, 1 / (1 - p), tokens),
+    _swiglu_project[(programs, parts)](
+        *(wide, wide.stride(0), outer, outer.stride(0), b, mask, a, act, act.stride(0), sums, sums.stride(-2), 1 / (1 - p), tokens),
         **given,
         **shape,
         num_stages=stages,
     )
-    return inner.sum(0).to(wide.dtype)
+    if not whole:
+        _sum(sums, inner)
 
 
-def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
+def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p, sums):
     """As `math.swiglu_backward`."""
     (tokens, width), rank = of_act.shape, of_inner.shape[1]
     adapted, half = b is not None, wide.dtype != torch.float32
-    given = dict(ADAPTED=adapted, SHARED=a is not None, DROPPED=mask is not None, HELD=half and mask is None and ASSEMBLY)
+    given = dict(
+        ADAPTED=adapted, SHARED=a is not None, DROPPED=mask is not None, HELD=half and mask is None and ASSEMBLY, ASSEMBLY=ASSEMBLY
+    )
     parts = _parts(tokens, TOKENS, 8)
     of_wide = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
     grads = torch.empty(parts, 3, rank, width, device=wide.device)
-    block, stages = (TOKENS, 2) if adapted else (TOKENS // 2, 3)
-    shape = dict(SPAN=tokens // parts, WIDTH=width, RANK=rank, TOKENS=block, CHANNELS=CHANNELS)
-    grid = width // CHANNELS, parts
+    block, channels, stages = (TOKENS, CHANNELS, 2) if adapted else (TOKENS // 2, CHANNELS, 3)
+    if half and not adapted and mask is None and rank <= 32 and width % (2 * CHANNELS) == 0:
+        block, channels, stages = TOKENS // 4, 2 * CHANNELS, 4  # more sums of a higher rank would not fit the registers
+    shape = dict(SPAN=tokens // parts, WIDTH=width, RANK=rank, TOKENS=block, CHANNELS=channels)
+    grid = width // channels, parts
     _swiglu_backward[grid](
         *(of_act, of_act.stride(0), wide, wide.stride(0), outer, outer.stride(0), b, mask, a, of_inner, of_inner.stride(0)),
         *(of_wide, grads, 1 / (1 - p)),
@@ -323,7 +401,24 @@ def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
         **shape,
         num_stages=stages,
     )
-    return of_wide, grads.sum(0)
+    _sum(grads.view(parts, 3 * rank, width), sums.view(3 * rank, width), added=True)
+    return of_wide
+
+
+def _sum(parts, out, added=False):
+    """Write the sum of parts (parts, rows, columns) to a tensor (rows, columns), or add it."""
+    size = out.numel()
+    shape = dict(COLUMNS=out.shape[1], PARTS=len(parts), ADDED=added, BLOCK=BLOCK)
+    _sum_parts[(triton.cdiv(size, BLOCK),)](parts, out, out.stride(0), size, **shape)
+
+
+def cross_entropy(logits, share, targets, weight):
+    """As `math.cross_entropy`; the gradient is written over the logits, most of which a second reading finds in the cache."""
+    losses = torch.empty(len(logits), device=logits.device)
+    given = dict(VOCABULARY=logits.shape[1], ENTRIES=ENTRIES, LANES=LANES, SHARED=share is not None)
+    beside = logits if share is None else share
+    _cross_entropy[(len(logits),)](logits, logits.stride(0), beside, targets, weight, losses, **given, num_warps=32)
+    return losses.sum(), logits
 
 
 def _parts(size, block, parts):

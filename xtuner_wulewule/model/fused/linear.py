@@ -1,6 +1,38 @@
 """Linear layers that read the same input, with LoRA: one matrix product for all of them, gradients of A and B summed in place."""
 
+import functools
+
 import torch
+
+
+@functools.cache
+def sums_in_fp32(device, dtype):
+    """Return whether (bool) this PyTorch adds a product of a type to fp32 sums on a kind of device (str), from 2.8 on with cuBLAS."""
+    if dtype == torch.float32:
+        return True
+    try:
+        one = torch.ones(16, 16, device=device, dtype=dtype)
+        total = torch.ones(16, 16, device=device)
+        torch.addmm(total, one.t(), one, out_dtype=torch.float32, out=total)
+        return bool((total == 17).all())
+    except (TypeError, RuntimeError, NotImplementedError):
+        return False
+
+
+def add_product(total, left, right):
+    """Add left.T @ right to a sum.
+
+    Args:
+        total (torch.Tensor): fp32 (m, n).
+        left (torch.Tensor): (T, m).
+        right (torch.Tensor): (T, n), of the same type.
+    """
+    if not sums_in_fp32(total.device.type, left.dtype):
+        total += left.t() @ right
+    elif left.dtype == torch.float32:
+        total.addmm_(left.t(), right)
+    else:
+        torch.addmm(total, left.t(), right, out_dtype=torch.float32, out=total)
 
 
 class Branch:
@@ -32,6 +64,7 @@ class Linears:
         rate (float): of LoRA's dropout.
         complete (bool): whether a layer without an adapter gets one of zeros, which is not trained.
         joint (bool): whether resident weights have B beside them, where it is not merged.
+        stacked (bool): whether they have A below them, where it is not merged and there is no dropout.
 
     Attributes:
         parameters (list[torch.nn.Parameter]): A and B of each layer that has them.
@@ -42,10 +75,12 @@ class Linears:
             step between two numbers, and rounding would leave the weights as they were (docs/decisions.md).
         beside (torch.Tensor | None): the resident weights with the B of all adapters right of them (sum of outs, width + adapters *
             rank): one product with x and A x gives the outputs, and one gives both gradients of the backward, that of x and that of A x.
+        stack (torch.Tensor | None): the resident weights with the A of all adapters below them (sum of outs + adapters * rank, width): one
+            product with the gradients of the outputs and of A x gives that of x.
         keep (bool): keep `Branch.dropped` for the backward.
     """
 
-    def __init__(self, layers, dtype, rank, rate, complete=False, joint=False):
+    def __init__(self, layers, dtype, rank, rate, complete=False, joint=False, stacked=False):
         self.bases = [getattr(layer, "base_layer", layer) for layer in layers]
         self.outs = [base.out_features for base in self.bases]
         self.width, self.rank, self.rate = self.bases[0].in_features, rank, rate
@@ -65,7 +100,8 @@ class Linears:
         self.grad_a, self.grad_b = None, []
         self.merged = rate == 0.0 and dtype == torch.float32
         self.joint = joint and bool(adapted) and not self.merged
-        self.resident = self.beside = None
+        self.stacked = stacked and bool(adapted) and not self.merged and not rate
+        self.resident = self.beside = self.stack = None
         self.keep = False
         self.height = sum(self.outs) + self.merged * len(self.a)
 
@@ -90,13 +126,19 @@ class Linears:
             torch._foreach_copy_(places, self.b_parts)
             self.b, self.b_parts, self.resident, self.beside = None, places, whole, whole
         elif self._only() is None:
-            self.resident = self._filled()
+            rows = self.height
+            whole = torch.empty(rows + self.stacked * len(self.a), self.width, dtype=self.dtype, device=self.device)
+            self.resident = whole[:rows]
+            self._fill(self.resident)
+            if self.stacked:
+                whole[rows:] = self.a
+                self.a, self.stack = whole[rows:], whole
 
     def resident_bytes(self):
         """Return the bytes (int) that `make_resident` takes."""
         if not self.joint and self._only() is not None:
             return 0
-        return self.height * (self.width + self.joint * len(self.a)) * self.dtype.itemsize
+        return (self.height + self.stacked * len(self.a)) * (self.width + self.joint * len(self.a)) * self.dtype.itemsize
 
     def _bias(self):
         if all(base.bias is None for base in self.bases):
@@ -232,11 +274,14 @@ class Linears:
                 branch.inner = branch.inner.contiguous()  # `both` need not be kept for it
         return y
 
-    def _project(self, x, branch, kernels):
+    def room(self, tokens, branch):
+        """Return a tensor (tokens, adapters * rank) into which A x is to be written: beside the input where that has room for it."""
         if branch.joint is None:
-            inner = torch.empty(len(x), len(self.a), dtype=self.dtype, device=self.device)
-        else:
-            inner = branch.joint[:, self.width :]
+            return torch.empty(tokens, len(self.a), dtype=self.dtype, device=self.device)
+        return branch.joint[:, self.width :]
+
+    def _project(self, x, branch, kernels):
+        inner = self.room(len(x), branch)
         if branch.masks is None:
             return torch.mm(x, self.a.t(), out=inner)
         dropped = kernels.drop(x, branch.masks, self.rate)
@@ -245,23 +290,38 @@ class Linears:
             torch.mm(part, self.a[rank].t(), out=inner[:, rank])
         return inner
 
-    def inner_gradient(self, grad):
-        """Return the gradient of A x of all adapters, from that of the outputs (T, sum of outs); None without adapters."""
+    def gradient_room(self, tokens):
+        """Return a tensor (tokens, sum of outs or more) that begins with room for the gradient of the outputs, for `input_gradients`."""
+        columns = 0 if self.stack is None else len(self.a)
+        return torch.empty(tokens, sum(self.outs) + columns, dtype=self.dtype, device=self.device)
+
+    def inner_gradient(self, grad, inner=None):
+        """Return the gradient of A x of all adapters, None without any.
+
+        Args:
+            grad (torch.Tensor): that of the outputs (T, sum of outs).
+            inner (torch.Tensor, optional): where to write (T, adapters * rank).
+        """
         if not self.ranks:
             return None
-        inner = torch.empty(len(grad), len(self.a), dtype=self.dtype, device=self.device)
+        if inner is None:
+            inner = torch.empty(len(grad), len(self.a), dtype=self.dtype, device=self.device)
         for rows, rank, b in zip(self.rows, self.ranks, self.b_parts, strict=True):
             torch.mm(grad[:, rows], b, out=inner[:, rank])
         return inner
 
-    def input_gradients(self, grad):
-        """Return what `inner_gradient` returns, and the gradient of x (T, width), without the share of adapters that are not merged.
+    def input_gradients(self, grad, room=None):
+        """Return what `inner_gradient` returns, and the gradient of x (T, width), without the share of adapters that are neither merged nor
+        in the `stack`.
 
         Both may be parts of one tensor.
 
         Args:
             grad (torch.Tensor): that of the outputs (T, sum of outs).
+            room (torch.Tensor, optional): what `gradient_room` returned, of which `grad` is the beginning; needed where there is a `stack`.
         """
+        if self.stack is not None:
+            return self.inner_gradient(grad, room[:, sum(self.outs) :]), room @ self.stack
         if self.beside is not None:
             both = grad @ self.beside
             return both[:, self.width :], both[:, : self.width]
@@ -282,6 +342,8 @@ class Linears:
 
     def add_adapters(self, of_x, of_inner, masks, kernels):
         """As `share`, but return one tensor, the sum; `of_x` may be changed to it."""
+        if self.stack is not None:
+            return of_x
         if masks is None and self.ranks and not self.merged:
             # rounded twice, as XTuner's: what is lost of the adapters' share is far less than what rounding adds to a gradient anyway
             return of_x.addmm_(of_inner, self.a)
@@ -292,13 +354,13 @@ class Linears:
         if not self.ranks:
             return
         if branch.masks is None:
-            self.grad_a += of_inner.t() @ x
+            add_product(self.grad_a, of_inner, x)
             return
         parts = kernels.drop(x, branch.masks, self.rate) if branch.dropped is None else branch.dropped
         for rank, dropped in zip(self.ranks, parts, strict=True):
-            self.grad_a[rank] += of_inner[:, rank].t() @ dropped
+            add_product(self.grad_a[rank], of_inner[:, rank], dropped)
 
     def add_gradient_of_b(self, grad, inner):
         """Add the gradient of B, from that of the outputs (T, sum of outs) and the `inner` of the `Branch`."""
         for rows, rank, grad_b in zip(self.rows, self.ranks, self.grad_b, strict=True):
-            grad_b += inner[:, rank].t() @ grad[:, rows]
+            add_product(grad_b, inner[:, rank], grad[:, rows])

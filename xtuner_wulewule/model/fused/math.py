@@ -29,15 +29,17 @@ def add_rms_norm(x, y, share, weight, eps, normed):
     return x, scale
 
 
-def rms_norm_backward(grad, share, passed_by, normed, scale, weight):
-    """Return the gradient of x (T, channels), that of the residual which passed by the norm added.
+def rms_norm_backward(grad, share, passed_by, normed, scale, weight, of_x):
+    """Write the gradient of x, that of the residual which passed by the norm added.
 
     x is not needed: x * scale is `normed` / weight.
+
+    Args: besides
+        of_x (torch.Tensor): where to write (T, channels).
     """
     g, n = _added(grad, share), normed.float()
     h = torch.where(weight == 0, 0.0, n / weight)
-    of_x = passed_by.float() + scale * (g * weight - h * (g * n).mean(-1, keepdim=True))
-    return of_x.to(grad.dtype)
+    of_x.copy_(passed_by.float() + scale * (g * weight - h * (g * n).mean(-1, keepdim=True)))
 
 
 def swiglu(both):
@@ -46,8 +48,8 @@ def swiglu(both):
     return (torch.nn.functional.silu(gate) * up).to(both.dtype)
 
 
-def swiglu_project(wide, outer, b, mask, a, p, act):
-    """Write SwiGLU of two adapted projections; return what the next adapter takes of it (T, rank).
+def swiglu_project(wide, outer, b, mask, a, p, act, inner):
+    """Write SwiGLU of two adapted projections, and A x of the next adapter.
 
     Args:
         wide (torch.Tensor): gate and up (T, 2 * channels), without LoRA where there is a b.
@@ -56,20 +58,22 @@ def swiglu_project(wide, outer, b, mask, a, p, act):
         mask (torch.Tensor | None): of the next adapter's dropout, as `draw_masks` drew it (1, T / 8, channels); None without dropout.
         a (torch.Tensor): A of the next adapter (rank, channels).
         p (float): rate of the dropout.
-        act (torch.Tensor): where to write (T, channels).
+        act (torch.Tensor): where to write SwiGLU (T, channels).
+        inner (torch.Tensor): where to write A x (T, rank).
     """
     value = swiglu(wide if b is None else _adapted(wide, outer, b)).to(wide.dtype)
     act.copy_(value)
-    return _dropped(value, mask, p) @ a.t()
+    inner.copy_(_dropped(value, mask, p) @ a.t())
 
 
-def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
-    """Return the gradient of `wide`, and those of A of the next adapter and of B of both, transposed (3, rank, channels), in fp32.
+def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p, sums):
+    """Return the gradient of `wide`; add those of the adapters.
 
     Args: as of `swiglu_project`, and
         of_act (torch.Tensor): the gradient of SwiGLU's result (T, channels), the next adapter's share left out where there is an a.
         a (torch.Tensor | None): A of the next adapter (rank, channels).
         of_inner (torch.Tensor): that of what the next adapter took (T, rank).
+        sums (torch.Tensor): the gradients of B of both, transposed, and of A of the next adapter are added to it, fp32 (3, rank, channels).
     """
     adapted, grad = wide.float(), of_act.float()
     if b is not None:
@@ -83,7 +87,8 @@ def swiglu_backward(of_act, wide, outer, b, mask, a, of_inner, p):
     act = _dropped((silu * up).to(wide.dtype), mask, p)
     inputs, grads = outer.chunk(2, -1), (of_gate, of_up)
     of_b = [inner.t() @ part for inner, part in zip(inputs, grads, strict=True)]
-    return torch.cat([of_gate, of_up], -1), torch.stack([of_inner.t() @ act, *of_b]).float()
+    sums += torch.stack([*of_b, of_inner.t() @ act])
+    return torch.cat([of_gate, of_up], -1)
 
 
 def _dropped(x, mask, p):
@@ -114,16 +119,26 @@ def rope_backward(grad, cos, sin):
     return (g * cos - _turned(g * sin)).to(grad.dtype)
 
 
-def split_grouped(qkv, share, cos, sin, heads):
-    """Return turned queries, turned keys and values of InternLM2's layout: (T, groups, queries of a group + key + value, D)."""
+def split_grouped(qkv, share, cos, sin, heads, values=True):
+    """Return turned queries, turned keys and values of InternLM2's layout: (T, groups, queries of a group + key + value, D).
+
+    Args: besides
+        values (bool): whether the values are copied; else None is returned for them, and `values_grouped` has them where they are.
+    """
     (queries, groups, width), dtype = heads, qkv.dtype
-    qkv = _added(qkv, share).view(len(qkv), groups, queries // groups + 2, width)
-    q, k, v = qkv[:, :, :-2].reshape(len(qkv), queries, width), qkv[:, :, -2], qkv[:, :, -1]
-    return _turned_queries_and_keys(q, k, v, cos, sin, dtype)
+    all_of_a_group = _added(qkv, share).view(len(qkv), groups, queries // groups + 2, width)
+    q, k, v = all_of_a_group[:, :, :-2].reshape(len(qkv), queries, width), all_of_a_group[:, :, -2], all_of_a_group[:, :, -1]
+    return _turned_queries_and_keys(q, k, v if values else None, cos, sin, dtype)
 
 
 def _turned_queries_and_keys(q, k, v, cos, sin, dtype):
-    return rope(q, cos, sin).to(dtype), rope(k, cos, sin).to(dtype), v.to(dtype).contiguous()
+    return rope(q, cos, sin).to(dtype), rope(k, cos, sin).to(dtype), None if v is None else v.to(dtype).contiguous()
+
+
+def values_grouped(qkv, heads):
+    """Return the values (T, groups, D), a part of what `split_grouped` takes."""
+    queries, groups, width = heads
+    return qkv.view(len(qkv), groups, queries // groups + 2, width)[:, :, -1]
 
 
 def join_grouped(q, k, v, cos, sin, heads):
@@ -133,11 +148,17 @@ def join_grouped(q, k, v, cos, sin, heads):
     return torch.cat([q, rope_backward(k, cos, sin)[:, :, None], v[:, :, None]], 2).flatten(1)
 
 
-def split_listed(qkv, share, cos, sin, heads):
+def split_listed(qkv, share, cos, sin, heads, values=True):
     """As `split_grouped`, of all queries, then all keys, then all values, as the Llama family has them."""
     (queries, groups, width), dtype = heads, qkv.dtype
     q, k, v = _added(qkv, share).view(len(qkv), -1, width).split([queries, groups, groups], 1)
-    return _turned_queries_and_keys(q, k, v, cos, sin, dtype)
+    return _turned_queries_and_keys(q, k, v if values else None, cos, sin, dtype)
+
+
+def values_listed(qkv, heads):
+    """As `values_grouped`, for `split_listed`."""
+    _, groups, width = heads
+    return qkv.view(len(qkv), -1, width)[:, -groups:]
 
 
 def join_listed(q, k, v, cos, sin, heads):
@@ -152,6 +173,9 @@ def cross_entropy(logits, share, targets, weight):
         logits, share (torch.Tensor): (T, V).
         targets (torch.Tensor): (T,), -100 where not trained.
         weight (torch.Tensor): a number.
+
+    Returns:
+        tuple[torch.Tensor, torch.Tensor]: the sum, and the gradient (T, V), which may lie where the logits did.
     """
     x = _added(logits, share)
     trained = targets >= 0
@@ -201,6 +225,9 @@ class Kernels:
 
     Args:
         compiled (bool): whether torch.compile is used, and Triton where it is recent enough.
+
+    Attributes:
+        overwriting (bool): whether `cross_entropy` writes the gradient over the logits.
     """
 
     NAMES = (
@@ -209,7 +236,7 @@ class Kernels:
     )
 
     def __init__(self, compiled):
-        self.compiled = compiled
+        self.compiled, self.overwriting = compiled, False
         if compiled:
             _allow_shapes()
         for name in self.NAMES.split():
@@ -223,6 +250,8 @@ class Kernels:
 
         served = kernels.NAMES.split() if all(kernels.serves(width, rank) for width in widths) else []
         served += kernels.JOINS.split() if kernels.joins(head) else []
+        served += kernels.ALWAYS.split()
+        self.overwriting = True
         for name in served:
             setattr(self, name, getattr(kernels, name))
 

@@ -67,9 +67,13 @@ class FusedStep:
         """Compute the gradients, which the decoder then holds; return the loss."""
         self.steps += 1
         ready = bool(self.graphs)
-        trained = (labels[:, 1:] != IGNORED).sum(1).tolist()  # waits for the card, which has nothing to do yet
+        trained = (labels[:, 1:] != IGNORED).sum(1).to("cpu", non_blocking=True)
+        arrived = torch.cuda.current_stream(self.device).record_event() if trained.device != labels.device else None
         if ready:
             self._begin()  # the card takes the adapters while the batch is prepared
+        if arrived is not None:
+            arrived.synchronize()
+        trained = trained.tolist()
         multiple = LENGTHS if self.recorded else 1
         batch = Batch(input_ids, labels, trained, position_ids, document_ids, self.parts.rotary, multiple, self.dtype)
         if self.steps == 1:
@@ -177,7 +181,7 @@ class FusedStep:
         from mmengine.logging import print_log
 
         weights = "kept dequantised" if self.decoder.resident else "dequantised for each use"
-        weights += ", what dropout leaves kept" if self.decoder.roomy else ""
+        weights += ", more kept for the backward" if self.decoder.roomy else ""
         rows = max(1, self.tokens // tokens)
         text = f"{before}Fused step: {rows} rows at a time, checkpointing {self.decoder.checkpointing}, weights {weights}"
         print_log(text, logger="current", level=logging.WARNING if before else logging.INFO)
