@@ -39,7 +39,7 @@ train_dataloader["collate_fn"] = dict(type=default_collate_fn, use_varlen_attn=F
 OF_XTUNER = """
 model["type"] = SupervisedFinetune
 model["llm"]["attn_implementation"] = "sdpa"
-if optim_wrapper["type"].__name__ == "FusedAmpOptimWrapper":
+if "FusedAmpOptimWrapper" in str(optim_wrapper["type"]):
     optim_wrapper["type"] = "AmpOptimWrapper"
 """
 EVERY = 10  # iterations from one logged loss to the next

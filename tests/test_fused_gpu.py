@@ -88,10 +88,13 @@ def test_dropout_draws_anew_in_each_replay_and_is_right_on_average():
     assert 0.7 < losses.std() / expected.std() < 1.4
 
 
-def test_kernels_are_those_of_pytorch():
+@pytest.mark.parametrize("programs", [1, 512], ids=["whole", "parts"])
+def test_kernels_are_those_of_pytorch(programs, monkeypatch):
     tokens, width, rank, p = 512, 2048, 32, 0.1
     kernels, plain = math.Kernels(compiled=True), math.Kernels(compiled=False)
     kernels.take_triton({width}, rank, 128)
+    if kernels.overwriting:
+        monkeypatch.setattr("xtuner_wulewule.model.fused.kernels.PROGRAMS", programs)
     assert kernels.drop.__module__.endswith("kernels") or math.triton_release() < math.OLDEST_TRITON
 
     def random(*shape):

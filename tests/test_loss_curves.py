@@ -47,12 +47,14 @@ def test_wrong_arguments_are_one_line(arguments, message):
 
 @pytest.mark.parametrize("way", loss_curves.WAYS)
 def test_config_has_the_class_and_the_dropout_that_are_asked_for(way, tmp_path):
-    text = Path(paths.config_paths()["wulewule_sft_tiny"]).read_text(encoding="utf-8")
-    for rate, expected in ((None, 0), (0.25, 0.25)):
-        file = tmp_path / f"{expected}.py"
+    for name, rate, expected in (("tiny", None, 0), ("tiny", 0.25, 0.25), ("1_8b", None, 0.1)):
+        text = Path(paths.config_paths()[f"wulewule_sft_{name}"]).read_text(encoding="utf-8")
+        file = tmp_path / f"{name}_{rate is None}.py"
         file.write_text(text + loss_curves.added_of(way, rate), encoding="utf-8")
-        model = Config.fromfile(file).model
-        assert model.lora.lora_dropout == expected and (model.type is WulewuleFinetune) == (way == "ours")
+        config = Config.fromfile(file)
+        assert config.model.lora.lora_dropout == expected and (config.model.type is WulewuleFinetune) == (way == "ours")
+        wrapper = "OptimWrapper" if name == "tiny" else "FusedAmpOptimWrapper" if way == "ours" else "AmpOptimWrapper"
+        assert getattr(config.optim_wrapper.type, "__name__", config.optim_wrapper.type) == wrapper
 
 
 def test_a_run_without_the_fused_step_is_no_result(tmp_path):

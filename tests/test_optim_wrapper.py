@@ -49,17 +49,23 @@ def test_registered_and_used_by_the_configs_for_gpus():
         assert config.optim_wrapper.type is FusedAmpOptimWrapper
 
 
-def test_what_cannot_be_fused_is_left_as_it_is():
-    weights = parameters("cpu")
-    for optimizer in (
-        torch.optim.AdamW(weights, lr=1e-2),  # on a CPU
-        torch.optim.SGD(weights, lr=1e-2),
-        torch.optim.AdamW(weights, lr=1e-2, foreach=True),
-    ):
-        groups = copy.deepcopy([{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups])
-        assert not fuse(optimizer)
-        assert groups == [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-        assert not getattr(optimizer, "_step_supports_amp_scaling", False)
+@pytest.mark.parametrize(
+    ("device", "kind", "settings"),
+    [
+        ("cpu", torch.optim.AdamW, {}),
+        pytest.param("cuda", torch.optim.SGD, {}, marks=NEEDS_GPU),
+        pytest.param("cuda", torch.optim.AdamW, dict(foreach=True), marks=NEEDS_GPU),
+        pytest.param("cuda", torch.optim.AdamW, dict(capturable=True), marks=NEEDS_GPU),
+    ],
+)
+def test_what_cannot_be_fused_is_left_as_it_is(device, kind, settings):
+    def values():
+        return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+    optimizer = kind([weight for weight in parameters(device) if weight.requires_grad], lr=1e-2, **settings)
+    before = copy.deepcopy(values())
+    assert not fuse(optimizer) and values() == before
+    assert not getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 @NEEDS_GPU

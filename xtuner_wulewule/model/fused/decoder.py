@@ -112,8 +112,10 @@ class Layer:
             first (bool): whether the layer reads the embeddings, which are not trained.
         """
         self._again(saved, place)
+        of_normed = self._feed_backward(grad, saved)
         room = self.o.gradient_room(len(grad))
-        grad = self._norm_backward(saved, 1, *self._feed_backward(grad, saved), grad, room[:, : grad.shape[1]])
+        grad = self._norm_backward(saved, 1, *of_normed, grad, room[:, : grad.shape[1]])
+        del of_normed
         of_attended = self.o.add_adapters(*self._backward_of(self.o, grad, saved.o, saved.attended.detach().flatten(1), room=room))
         of_heads = torch.autograd.grad(saved.attended, saved.heads, of_attended.view_as(saved.attended))
         saved.attended = saved.heads = None
@@ -328,6 +330,7 @@ class Decoder:
             head.add_gradient_of_b(of_logits, branch.inner)
             head.add_gradient_of_a(seen, of_inner, branch, k)
             of_normed.index_copy_(0, places, head.add_adapters(of_seen, of_inner, branch.masks, k))
+            del of_logits  # before the next are made
         of_x = torch.empty_like(normed)
         k.rms_norm_backward(of_normed, None, torch.zeros_like(normed), normed, scale, norm.weight, of_x)
         return loss, of_x

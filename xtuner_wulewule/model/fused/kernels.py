@@ -1,7 +1,8 @@
-"""Triton kernels of what `math` has in PyTorch: dropout, SwiGLU together with the small matrix products of LoRA beside it, and the
-gradients of queries, keys and values turned back and joined.
+"""Triton kernels of what `math` has in PyTorch: dropout, SwiGLU together with the small matrix products of LoRA beside it, the gradients of
+queries, keys and values turned back and joined, and the loss.
 
-Each large tensor is read and written once; apart, LoRA's products would read it again. A program takes TOKENS x CHANNELS values.
+Each large tensor is read and written once; apart, LoRA's products would read it again. A program takes TOKENS x CHANNELS values; that of
+the loss takes a row, and reads it twice.
 """
 
 import os
@@ -294,6 +295,7 @@ def _cross_entropy(
     logits += row * stride
     share += row * VOCABULARY
     highest, total = tl.full([LANES], -1e30, tl.float32), tl.zeros([LANES], tl.float32)
+    picked = _logits(logits, share, tl.maximum(target, 0), VOCABULARY, SHARED)  # before the barriers after which it is overwritten
     for begin in range(0, VOCABULARY, ENTRIES):
         x = _logits(logits, share, begin + entry, VOCABULARY, SHARED)
         higher = tl.maximum(highest, tl.max(x, 1))
@@ -302,7 +304,6 @@ def _cross_entropy(
     top = tl.max(highest, 0)
     norm = top + tl.log2(tl.sum(total * tl.exp2(highest - top), 0))
     trained = target >= 0
-    picked = _logits(logits, share, tl.maximum(target, 0), VOCABULARY, SHARED)
     tl.store(losses + row, tl.where(trained, (norm - picked) / LOG2_E * factor, 0.0))
     factor = tl.where(trained, factor, 0.0)
     for begin in range(0, VOCABULARY, ENTRIES):

@@ -227,7 +227,7 @@ class Kernels:
         compiled (bool): whether torch.compile is used, and Triton where it is recent enough.
 
     Attributes:
-        overwriting (bool): whether `cross_entropy` writes the gradient over the logits.
+        overwriting (bool): whether the gradient of the logits is written over them, and chunks may be of any size.
     """
 
     NAMES = (
@@ -249,9 +249,9 @@ class Kernels:
         from xtuner_wulewule.model.fused import kernels
 
         served = kernels.NAMES.split() if all(kernels.serves(width, rank) for width in widths) else []
+        self.overwriting = bool(served)  # else chunks of another size would be compiled for, perhaps while a graph is recorded
         served += kernels.JOINS.split() if kernels.joins(head) else []
         served += kernels.ALWAYS.split()
-        self.overwriting = True
         for name in served:
             setattr(self, name, getattr(kernels, name))
 
