@@ -12,7 +12,15 @@ import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from xtuner_wulewule.errors import UnsupportedStackError, WulewuleError, find_wulewule_error, install_excepthook, one_line, unwritable
+from xtuner_wulewule.errors import (
+    UnsupportedStackError,
+    WulewuleError,
+    find_wulewule_error,
+    install_excepthook,
+    no_adapter,
+    one_line,
+    unwritable,
+)
 
 
 def installed(package):
@@ -148,9 +156,10 @@ def _launch_problem(environment):
 
 
 def _merge_problem(arguments):
-    """Return what is wrong (str) with the target of `xtuner convert merge`, None where nothing is.
+    """Return what is wrong (str) with adapter or target of `xtuner convert merge`, None where nothing is.
 
-    transformers saves nothing where the target is a file, and goes on: the command would end with "All done!" and status 0.
+    transformers saves nothing where the target is a file, and goes on: the command would end with "All done!" and status 0. peft asks the
+    hub for what is no adapter, after the model has been loaded.
 
     Args:
         arguments (list[str]): of the `xtuner` command.
@@ -165,8 +174,12 @@ def _merge_problem(arguments):
         known, others = parser.parse_known_args(arguments[2:])
     except (argparse.ArgumentError, SystemExit):
         return None  # XTuner's own parser tells of it
-    target = [*known.given, *(one for one in others if not one.startswith("-"))][2:3]
-    return str(unwritable(*target, os.strerror(errno.EEXIST))) if target and os.path.isfile(*target) else None
+    model, adapter, target = [*known.given, *(one for one in others if not one.startswith("-")), *[""] * 3][:3]
+    if os.path.isfile(target):
+        return str(unwritable(target, os.strerror(errno.EEXIST)))
+    parent = os.path.dirname(adapter)
+    local = os.path.isfile(os.path.join(model, "config.json")) and adapter and (not parent or os.path.isdir(parent))  # else one of the hub
+    return str(no_adapter(adapter)) if local and not os.path.isfile(os.path.join(adapter, "adapter_config.json")) else None
 
 
 class _Cli:

@@ -27,7 +27,6 @@ def ends_with(message, arguments, folder):
         (("convert", "pth_to_hf", "wulewule_sft_tiny", "nope.pth", "out"), NO_CHECKPOINT),
         (("convert", "merge", "nope", "nope", "out"), NO_MODEL),
         (("convert", "merge", ".", "nope", "out"), "model folder . has no config.json: name the folder that holds the model"),
-        (("convert", "merge", tiny_model, "nope", "out"), NO_ADAPTER),
         (("chat", "nope"), NO_MODEL),
         (("chat", tiny_model, "--adapter", "nope"), NO_ADAPTER),
     ],
@@ -60,6 +59,16 @@ def test_merge_into_a_file_is_refused_before_anything_is_loaded(options, first, 
     assert (result.returncode, result.stderr) == (1, said) and (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("adapter", ["empty", "nope", "folder/nope"])
+def test_merge_of_what_is_no_adapter_is_refused_before_anything_is_loaded(adapter, tmp_path):
+    for folder in ("model", "empty", "folder"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "model" / "config.json").write_text("no model either")
+    result = xtuner("convert", "merge", "model", adapter, "out", "--device", "cpu", folder=tmp_path)
+    said = f"xtuner: error: adapter folder {adapter} has no adapter_config.json: give what xtuner convert pth_to_hf wrote\n"
+    assert (result.returncode, result.stderr) == (1, said)
+
+
 def test_xtuner_still_merges_into_nothing(tmp_path):
     (tmp_path / "file").write_text("mine")
     code = f"""
@@ -79,7 +88,9 @@ runpy.run_module("xtuner.tools.model_converters.merge", run_name="__main__")
 def test_other_errors_keep_their_traceback(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "nothing"}))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "broken.pth").write_text("no checkpoint")
-    for arguments in (("merge", "model", "nope", "out"), ("pth_to_hf", "wulewule_sft_tiny", "broken.pth", "out")):
+    for arguments in (("merge", "model", "adapter", "out"), ("pth_to_hf", "wulewule_sft_tiny", "broken.pth", "out")):
         result = xtuner("convert", *arguments, folder=tmp_path)
         assert result.returncode == 1 and "Traceback" in result.stderr and "xtuner-wulewule: error" not in result.stderr
