@@ -9,6 +9,8 @@ from work_dirs import ANSWERS, BUDGET, DATA, EVIL, run_dir, scalars, scorecard, 
 from xtuner_wulewule.cli import main
 from xtuner_wulewule.cli.run import write_page
 from xtuner_wulewule.errors import SettingsError
+from xtuner_wulewule.prompts import Persona
+from xtuner_wulewule.recipe.state import State
 from xtuner_wulewule.report import charts
 from xtuner_wulewule.report.collect import collect, read_config, read_training
 from xtuner_wulewule.report.page import MARK, duration, render
@@ -65,6 +67,18 @@ def test_run_that_failed_says_why(tmp_path):
     html = page(folder)
     assert title(html)[:2] == ("unfinished", "Not finished")
     assert "step sft_train did not end" in html and "row 3 is wrong; mend it" in html and "No scorecard" in html
+
+
+@pytest.mark.parametrize("place", ["nowhere", "run", "config", "both"])
+def test_heading_names_the_persona(place, tmp_path):
+    folder = run_dir(tmp_path / "run")
+    if place in ("config", "both"):  # of xtuner train, which the environment told
+        config = folder / "sft" / "train" / "20260102_030405" / "vis_data" / "config.py"
+        config.write_text(config.read_text(encoding="utf-8") + "NAMES = ['小明', 'Ming']\n", encoding="utf-8")
+    if place in ("run", "both"):
+        State(folder).keep_persona(Persona(("小<石>头", "Pebble"), "李雷", ""), {})
+    name = {"nowhere": "悟了悟了", "config": "小明"}.get(place, "小&lt;石&gt;头")
+    assert f'<div class="title"><b>{name}</b>' in page(folder)
 
 
 def test_report_of_an_earlier_run_is_not_that_of_this_one(tmp_path):

@@ -9,8 +9,10 @@ from datetime import datetime
 from pathlib import Path
 
 from xtuner_wulewule.errors import SettingsError
+from xtuner_wulewule.prompts import NAMES
 from xtuner_wulewule.recipe.plan import STAGES
 from xtuner_wulewule.recipe.results import read_rows
+from xtuner_wulewule.recipe.state import kept_persona
 
 SCORES = "eval/name", "eval/name_without_system"  # of ScoreHook; the first where there is a system prompt
 
@@ -136,6 +138,7 @@ class Work:
         scorecard (dict | None): of the tuned model.
         before (dict | None): scorecard of the model before.
         problems (list[str]): last lines of steps that did not end.
+        assistant (str): its first name.
     """
 
     folder: Path
@@ -146,6 +149,7 @@ class Work:
     scorecard: dict | None
     before: dict | None
     problems: list[str]
+    assistant: str
 
 
 def collect(folder, scorecard=None, before=None):
@@ -184,7 +188,16 @@ def collect(folder, scorecard=None, before=None):
         read_scorecard(scorecard) if scorecard else _own_scorecard(folder),
         read_scorecard(before) if before else None,
         [problem for step in steps if step.get("status") != "done" for problem in _last_words(folder / "logs" / f"{step['name']}.log")],
+        _assistant(folder, trainings[-1].config),
     )
+
+
+def _assistant(folder, config):
+    """Return the first name of the assistant (str): of the run, else of the config (dict) of its last training, else of the package."""
+    persona, _ = kept_persona(folder)
+    names = persona.names if persona else config.get("NAMES")
+    names = [names] if isinstance(names, str) else names
+    return str(names[0]) if isinstance(names, (list, tuple)) and names else NAMES[0]
 
 
 def _of_last_run(steps, report):
