@@ -282,6 +282,8 @@ def test_numbers_for_each_stage(value, wanted):
         (["--set", "stf:model.lora.r=32"], "--set stf:model.lora.r=32: stf is not a stage of this run (pretrain, sft)"),
         (["--stages", "sft", "--set", "pretrain:lr=1"], "--set pretrain:lr=1: pretrain is not a stage of this run (sft)"),
         (["--set", "train_dataloder.batch_size=8"], "--set train_dataloder.batch_size=8: train_dataloder is not in"),
+        (["--cfg-options", "a=b", "c=d"], "--cfg-options a=b c=d: wulewule run takes --set KEY=VALUE instead, once for each value"),
+        (["--cfg-options"], "--cfg-options: wulewule run takes --set KEY=VALUE instead"),
         (["--lr", "nan"], "--lr nan: give one positive number"),
         (["--nproc", "0"], "--nproc 0: at least 1"),
         (["--model", "/no/such"], "model '/no/such' not found"),

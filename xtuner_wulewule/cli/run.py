@@ -1,5 +1,6 @@
 """`wulewule run`: the whole recipe as one command that can be stopped and continued."""
 
+import argparse
 import os
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def add_parser(commands):
         metavar="[STAGE:]KEY=VALUE",
         help="change one value of the configs, as --cfg-options of xtuner train; may be given again, for example --set sft:model.lora.r=32",
     )
+    parser.add_argument("--cfg-options", nargs="*", help=argparse.SUPPRESS)  # of xtuner train; refused with the one that is meant
     parser.add_argument("--no-eval", action="store_true", help="make no scorecard of the tuned model")
     add_persona_arguments(parser, "as in an earlier run in --out, or as the system prompt of the rows tells")
     add_gate_argument(parser, "do not hand the tuned model out")
@@ -90,6 +92,9 @@ def read_settings(args):
     from xtuner_wulewule.recipe.plan import DATA_FILES, STAGES, Settings
     from xtuner_wulewule.recipe.state import kept_persona
 
+    if args.cfg_options is not None:
+        given = " ".join(["--cfg-options", *args.cfg_options])
+        raise SettingsError(f"{given}: wulewule run takes --set KEY=VALUE instead, once for each value")
     stages = tuple(stage.strip() for stage in args.stages.split(","))
     if not stages or any(stage not in STAGES for stage in stages) or list(stages) != [stage for stage in STAGES if stage in stages]:
         raise SettingsError(f"--stages {args.stages}: give pretrain,sft or one of them")
