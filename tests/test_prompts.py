@@ -14,7 +14,9 @@ from xtuner_wulewule.cli import eval as eval_command
 from xtuner_wulewule.cli.persona import persona_of_data, persona_of_model
 from xtuner_wulewule.cli.run import read_settings
 from xtuner_wulewule.dataset import persona as rows
+from xtuner_wulewule.dataset.loader import checker_of
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
+from xtuner_wulewule.dataset.validation import check_files
 from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.model.tiny import tiny_model_dir
 from xtuner_wulewule.prompts import Persona
@@ -179,7 +181,8 @@ def test_rows_of_another_persona_than_the_one_given_are_told(data):
 def test_prompt_of_ones_own_is_taken_from_the_rows(data):
     files = with_system(data, "我叫小石头，说话简短。")
     persona, _, (note,) = persona_of_data(options(), files)
-    assert persona == Persona(system="我叫小石头，说话简短。") and "give --name and --author, else 悟了悟了,Wulewule is looked for" in note
+    assert persona == Persona(system="我叫小石头，说话简短。") and note.startswith("the rows have a system prompt of their own: ")
+    assert "give --name and --author, else 悟了悟了,Wulewule is looked for" in note
     persona, given, notes = persona_of_data(options(name="小石头", author="李雷"), files)
     assert persona == Persona(("小石头",), "李雷", "我叫小石头，说话简短。") and "system" not in given
     assert notes == ["persona: 小石头, made by 李雷; its system prompt is that of the rows: 我叫小石头，说话简短。"]
@@ -201,6 +204,18 @@ def test_check_of_rows_about_ones_own(data, tmp_path):
     assert "about who the assistant is: 79 of 347" in other.stdout
     same = run([WULEWULE, "data", "check", data, "--json"], tmp_path, WULEWULE_NAME="小石头", WULEWULE_AUTHOR="李雷")
     assert json.loads(same.stdout)["identity_rows"] == 310 and "persona" not in str(json.loads(same.stdout)["notes"])
+
+
+@pytest.mark.parametrize(("name", "count"), [(None, 0), ("小石头", 0), ("小明", 346)])
+@pytest.mark.parametrize("system", [STONE.system, "我叫小石头，说话简短。"], ids=["told", "own"])
+def test_training_counts_as_data_check_does(system, name, count, data, monkeypatch):
+    files = [*with_system(data, system), str(data / "huixiangdou_conversations.jsonl")]
+    if name:
+        monkeypatch.setenv("WULEWULE_NAME", name)
+    checker = checker_of(wulewule_sft_map_fn, files)
+    assert len([row for file in files for row in checker.rows(file)]) == 347
+    checked = check_files(files, persona=persona_of_data(options(), files)[0])
+    assert checker.finish().counts == checked.counts and checked.counts["warning", "system_not_chat"] == count
 
 
 def test_own_name_is_no_other_assistant(data, tmp_path):

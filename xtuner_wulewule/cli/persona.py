@@ -70,7 +70,7 @@ def persona_of_data(args, files, kept=None):
     Raises:
         SettingsError: a name or an author is empty.
     """
-    from xtuner_wulewule.dataset.persona import common_system, short
+    from xtuner_wulewule.dataset.persona import persona_of_rows, short
 
     told_now = _given(args)
     given = {**(kept or {}), **told_now}
@@ -79,20 +79,15 @@ def persona_of_data(args, files, kept=None):
         for key, value in given.items()
         if key not in told_now
     ]
-    system = common_system(files)
+    persona, system = persona_of_rows(files, given)
     if system is None:
-        return prompts.persona_of(given), given, earlier
-    told = prompts.told_by(system)
-    persona = prompts.persona_of(given, told)
-    said = told.names if told else system
-    if "system" not in given and ("name" not in given or any(name in said for name in persona.names)):
-        persona = prompts.persona_of({**given, "system": system}, told)
+        return persona, given, earlier
     names, shown = ",".join(persona.names), short(system)
     if persona.system != system:
         remedy = "give its --name and --author, or --system, or make the rows anew"
         note = f"warning: most rows about the assistant have another system prompt: {shown}; {remedy}"
-    elif told is None and "name" not in given:
-        note = f"warning: the rows have a system prompt of their own: {shown}; give --name and --author, else {names} is looked for"
+    elif prompts.told_by(system) is None and "name" not in given:
+        note = f"the rows have a system prompt of their own: {shown}; give --name and --author, else {names} is looked for"
     elif persona != prompts.persona_of(given):
         note = f"{described(persona)}; its system prompt is that of the rows: {shown}"
     else:

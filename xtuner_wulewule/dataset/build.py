@@ -305,7 +305,7 @@ def _make_store(folder, files, tokenizer, settings, map_fn, template, split):
 def _batches(files, encoder, map_fn, template, split):
     """Yield (tokens, lengths) for `store.write`, and the ledger last; raise DataError where rows are wrong."""
     ledger = dict(rows=0, tokens_in=0, tokens_kept=0, left_out=[], held_out=0, without_system=0)
-    checker = checker_of(map_fn)
+    checker = checker_of(map_fn, files)
     with ThreadPoolExecutor(1) as background:  # a tokenizer works without Python's lock, while the next batch is read
         waiting = None
         for batch in _rows(files, checker, template, split, ledger):

@@ -3,9 +3,11 @@
 import logging
 import os
 
+from xtuner_wulewule.dataset.persona import persona_of_rows
 from xtuner_wulewule.dataset.split import Split
-from xtuner_wulewule.dataset.validation import ERROR, WARNING, Checker
+from xtuner_wulewule.dataset.validation import ERROR, MAP_FNS, SFT, WARNING, Checker
 from xtuner_wulewule.errors import SHOWN_PROBLEMS, DataError, first_of
+from xtuner_wulewule.prompts import given
 
 WARNED_ROWS = 2_000  # half a second of looking for warnings at most; `wulewule data check` looks at all rows
 # rows read by the last call in this process; UpdateBudgetHook reports it, since packing hides it
@@ -33,8 +35,9 @@ def load_wulewule_dataset(path="json", data_files=(), map_fn=None, checks=True, 
     from datasets import Dataset
 
     split = Split(held_out)
-    checker = checker_of(map_fn, checks)
-    rows = [row for file in existing_files(data_files, path) for row in checker.rows(file) if not split.holds_out(row)]
+    files = existing_files(data_files, path)
+    checker = checker_of(map_fn, files, checks)
+    rows = [row for file in files for row in checker.rows(file) if not split.holds_out(row)]
     conclude(checker)
     split.check_rest(len(rows))
     rows_loaded = len(rows)
@@ -56,9 +59,16 @@ def existing_files(data_files, path="json"):
     return files
 
 
-def checker_of(map_fn, checks=True):
-    """Return the `Checker` of a training: all rows are looked at for errors, the first `WARNED_ROWS` for warnings too."""
-    return Checker(map_fn or _as_it_is, warnings=checks, warned_rows=WARNED_ROWS)
+def checker_of(map_fn, files, checks=True):
+    """Return the `Checker` of a training.
+
+    Args:
+        map_fn (callable | None): as for `load_wulewule_dataset`.
+        files (list[str]): the data files.
+        checks (bool): whether to look for warnings in the first `WARNED_ROWS` rows, too. Defaults to True.
+    """
+    persona = persona_of_rows(files, given())[0] if checks and map_fn is MAP_FNS[SFT] else None
+    return Checker(map_fn or _as_it_is, warnings=checks, warned_rows=WARNED_ROWS, persona=persona)
 
 
 def conclude(checker):

@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import islice
 
+from xtuner_wulewule import prompts
 from xtuner_wulewule.dataset import texts
 from xtuner_wulewule.dataset.reader import read_rows
 
@@ -28,6 +29,27 @@ def common_system(files):
                 votes[system.strip() if isinstance(system, str) else ""] += 1
     system, count = next(iter(votes.most_common(1)), ("", 0))
     return system if system and 2 * count > votes.total() else None
+
+
+def persona_of_rows(files, given):
+    """Find whom data files are about; `wulewule data check` and a training, which both ask here, count the same warnings.
+
+    Args:
+        files (list[str]): as for `common_system`.
+        given (dict[str, str]): what is said of the persona, as `prompts.given` returns it.
+
+    Returns:
+        tuple[Persona, str | None]: as it was given, else as the rows tell; and the `common_system` of the rows.
+    """
+    system = common_system(files)
+    if system is None:
+        return prompts.persona_of(given), None
+    told = prompts.told_by(system)
+    persona = prompts.persona_of(given, told)
+    said = told.names if told else system
+    if "system" not in given and ("name" not in given or any(name in said for name in persona.names)):
+        persona = prompts.persona_of({**given, "system": system}, told)
+    return persona, system
 
 
 def short(system):

@@ -67,7 +67,7 @@ def read_data(files, share):
     Raises:
         DataError: a file is missing, or a row is wrong.
     """
-    split, checker = Split(share), checker_of(wulewule_sft_map_fn, checks=False)
+    split, checker = Split(share), checker_of(wulewule_sft_map_fn, files, checks=False)
     held_out: dict[str, list[list[dict]]] = {}
     trained = set()
     for file in existing_files(files):
