@@ -92,6 +92,7 @@ def test_pretrain_reads_folders_in_order_and_training_accepts_it(tmp_path):
     assert (
         result.returncode == 0
         and "4 files (1 GB18030, 1 UTF-16, 2 UTF-8)" in result.stdout
+        and result.stdout.endswith("\nnext: wulewule data check new/o.jsonl\n")
         and "empty.txt: there is no text" in result.stderr
     )
     texts = load_wulewule_dataset("json", str(tmp_path / "new/o.jsonl"), wulewule_pretrain_map_fn)
@@ -310,6 +311,15 @@ def test_what_cannot_be_converted_is_named_with_its_line(tmp_path):
     with pytest.raises(DataError, match="the row has tools"):
         convert_row({"messages": [user, assistant], "tools": [1]}, "openai", "wulewule")
     assert convert_row({"instruction": "译", "input": "x", "output": "y"}, "alpaca", "wulewule")["conversation"][0]["input"] == "译\nx"
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_only_what_training_reads_is_to_be_checked(target, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.json").write_text('[{"instruction": "问", "output": "答"}]', encoding="utf-8")
+    assert cli.main(["data", "convert", "a.json", "--from", "alpaca", "--to", target, "--out", "o 1.jsonl"]) == 0
+    further = "next: wulewule data check 'o 1.jsonl'\n" if target == "wulewule" else ""
+    assert capsys.readouterr().out == f"o 1.jsonl: 1 rows\n{further}"
 
 
 @pytest.mark.parametrize("target", FORMATS)

@@ -227,12 +227,13 @@ def test_own_name_is_no_other_assistant(data, tmp_path):
 
 def test_made_rows_say_what_training_needs(tmp_path):
     make = [WULEWULE, "data", "identity", "--name", "小石头", "--author", "李 雷", "--lang", "zh", "--out"]
-    told = last_line(run([*make, "a.jsonl"], tmp_path).stdout)
+    _, told, further = run([*make, "a.jsonl"], tmp_path).stdout.splitlines()
+    assert further == "next: wulewule data check a.jsonl"
     assert "wulewule run finds it in these rows" in told and told.endswith("export WULEWULE_NAME='小石头' WULEWULE_AUTHOR='李 雷'")
-    told = last_line(run([*make, "b.jsonl", "--system", ""], tmp_path).stdout)
+    _, told, _ = run([*make, "b.jsonl", "--system", ""], tmp_path).stdout.splitlines()
     assert "finds it" not in told and told.endswith("export WULEWULE_NAME='小石头' WULEWULE_AUTHOR='李 雷' WULEWULE_SYSTEM=''")
     packaged = ["--name", "悟了悟了", "--author", "xzyun2011", "--out", "c.jsonl"]
-    assert run([WULEWULE, "data", "identity", *packaged], tmp_path).stdout == "c.jsonl: 346 rows\n"
+    assert run([WULEWULE, "data", "identity", *packaged], tmp_path).stdout == "c.jsonl: 346 rows\nnext: wulewule data check c.jsonl\n"
 
 
 # a run

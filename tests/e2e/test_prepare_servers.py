@@ -52,6 +52,7 @@ def test_huixiangdou_answers_in_order_and_what_has_none_is_listed(tmp_path):
     assert [one["where"] for one in rejected] == [f"q.txt:{2 * number + 1}" for number in range(len(BAD))]
     assert sum(body["text"] == "words" for body in asked) == 2 and sum(body["text"] == "empty" for body in asked) == 1
     assert "9 conversations; 3 refused and 6 failed" in result.stdout
+    assert result.stdout.endswith("\nnext: wulewule data check o.jsonl\n")
     assert sorted(os.listdir(tmp_path)) == ["o.jsonl", "o.jsonl.rejected.jsonl", "q.txt"]
 
 

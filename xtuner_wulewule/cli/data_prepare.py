@@ -118,6 +118,10 @@ def _add_convert(subcommands):
     parser.add_argument("--system", default="", metavar="TEXT", help="system prompt of the rows that have none (they stay without)")
 
 
+def _say_next(out):
+    print(f"next: wulewule data check {shlex.quote(out)}")
+
+
 def run_pretrain(args):
     """Make pretraining data; return exit status 0."""
     from xtuner_wulewule.dataset.prepare.chunks import prepare
@@ -128,6 +132,7 @@ def run_pretrain(args):
     encodings = ", ".join(f"{number} {name.upper().removesuffix('-SIG')}" for name, number in found["encodings"].items())
     kept = f", {found['kept']} of them done before" if found["kept"] else ""
     print(f"{args.out}: {found['rows']} rows from {found['files']} files ({encodings}{kept})")
+    _say_next(args.out)
     return 0
 
 
@@ -148,6 +153,7 @@ def run_identity(args):
         variables = " ".join(f"{prompts.VARIABLES[key]}={shlex.quote(value)}" for key, value in values.items())
         found_by = "wulewule run finds it in these rows, xtuner train needs: " if prompts.told_by(system) else ""
         print(f"training and evaluation must know who it is: {found_by}export {variables}")
+    _say_next(args.out)
     return 0
 
 
@@ -163,7 +169,10 @@ def run_huixiangdou(args):
     failed = sum(note["failed"] for note in rejected)
     lists = f"; {len(rejected) - failed} refused and {failed} failed, see {args.out}.rejected.jsonl" if rejected else ""
     print(f"{args.out}: {found['rows']} conversations{lists}")
-    return 0 if found["rows"] else 1
+    if not found["rows"]:
+        return 1
+    _say_next(args.out)
+    return 0
 
 
 def run_convert(args):
@@ -171,4 +180,6 @@ def run_convert(args):
     from xtuner_wulewule.dataset.prepare.formats import convert
 
     print(f"{args.out}: {convert(args.file, args.source, args.target, args.out, args.overwrite, args.system)} rows")
+    if args.target == "wulewule":  # the others have to be converted first
+        _say_next(args.out)
     return 0
