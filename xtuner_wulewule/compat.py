@@ -444,7 +444,8 @@ def _without_device_ids(init):
 def end_chat_with_input():
     """XTuner's chat ends in a traceback where its input ends (Ctrl-D, a pipe without EXIT) and at Ctrl-C.
 
-    Guard: the program is XTuner's chat, which asks `input`; it gets one that answers what was still asked and then ends as EXIT does.
+    Guard: the program is XTuner's chat, which asks `input`; it gets one that answers what was still asked and then ends as EXIT does. It
+    takes EXIT and RESET in small letters, too, which XTuner would hand to the model.
     End: XTuner's chat ends with status 0 at the end of its input.
     """
     program = sys.modules["__main__"]
@@ -468,6 +469,8 @@ class _InputOfChat:
         if line is None:
             print("Log: Exit!")
             sys.exit(0)
+        if not self.asked and line.strip().upper() in ("EXIT", "RESET"):
+            line = line.strip().upper()
         self.asked = line != ""
         return line
 

@@ -29,6 +29,14 @@ def test_question_that_the_end_of_the_input_ends_is_answered(tmp_path):
     assert "it exceeds the length limitation 3" in result.stdout  # said of an answer
 
 
+@pytest.mark.parametrize(("asked_for", "shown"), [({}, False), ({"PYTHONWARNINGS": "default"}, True)])
+def test_words_in_small_letters_and_no_warning_that_was_not_asked_for(asked_for, shown, tmp_path):
+    result = run([WULEWULE, "chat", tiny_model()], tmp_path, stdin="reset\n\n Exit\n\n", **asked_for)
+    assert result.returncode == 0 and result.stdout.count(PROMPT) == 2 and result.stdout.endswith("Log: Exit!\n")
+    assert "History responses have been removed" in result.stdout
+    assert ("UserWarning" in result.stderr) == shown
+
+
 def test_closed_input(tmp_path):
     result = run(["bash", "-c", 'exec "$@" <&-', "bash", WULEWULE, "chat", tiny_model()], tmp_path)
     assert (result.returncode, result.stdout[-11:]) == (0, "Log: Exit!\n") and "Traceback" not in result.stderr

@@ -6,6 +6,9 @@ from pathlib import Path
 from xtuner_wulewule.cli.persona import add_persona_arguments, described, persona_of_model, show_notes
 from xtuner_wulewule.errors import ModelError
 
+# what libraries warn of here is not the user's to mend; whoever sets these otherwise sees it
+QUIET = {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
+
 
 def add_parser(commands):
     """Add the subcommand to the parser of `wulewule`."""
@@ -13,7 +16,7 @@ def add_parser(commands):
         "chat",
         help="talk to a merged model, with the template and the system prompt of its training",
         description="Start xtuner chat on a merged model with the InternLM2 template and the system prompt that the tuning used.",
-        epilog="an empty line ends your question; EXIT, Ctrl-D and Ctrl-C end the chat, RESET begins a new one",
+        epilog="an empty line ends your question; EXIT, Ctrl-D and Ctrl-C end the chat, RESET begins a new one; exit and reset do, too",
     )
     parser.add_argument("model", type=Path, help="folder of the merged model")
     add_persona_arguments(parser, "as in the run that made the model")
@@ -32,6 +35,8 @@ def run(args):
     show_notes([described(persona)])
     command = chat_command(args.model, persona.system, args.temperature, args.max_new_tokens)
     os.environ["PYTHONUTF8"] = "1"
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
     os.execv(command[0], command)
 
 
