@@ -110,6 +110,12 @@ def test_numbers_that_xtuner_takes_are_taken(setting):
     assert check_number(*setting, "--set") is None
 
 
+@pytest.mark.parametrize("key", ["train_cfg.max_iters", "train_dataloader.batch_size"])
+def test_counts_are_refused_in_the_same_words(key):
+    with pytest.raises(SettingsError, match="^--set: it must be a whole number from 1 on$"):
+        check_number(key, 0.5, "--set")
+
+
 def test_tokenizer_of_a_whole_model_can_be_set():
     """`xtuner convert` reads it where there is no LoRA."""
     config = Config.fromfile(paths.config_paths()["wulewule_sft_tiny"])

@@ -36,15 +36,12 @@ READ_ONCE = {
     "train_dataset": DATA,
     "weight_decay": "optim_wrapper.optimizer.weight_decay",
 }
-OVER_0, FROM_0, FROM_1 = "it must be a number over 0", "it must be a number from 0 on", "it must be a whole number from 1 on"
-WHOLE = "it must be a whole number, from 1 on"  # mmengine takes 1e3, too
-TESTS = {
-    OVER_0: lambda value: value > 0,  # a norm of inf lets gradients as they are, and logs theirs
-    FROM_0: lambda value: 0 <= value < float("inf"),
-    FROM_1: lambda value: isinstance(value, int) and value >= 1,
-    WHOLE: lambda value: 1 <= value < float("inf") and int(value) == value,
-    WRONG_SEED: lambda value: isinstance(value, int) and 0 <= value < 2**32,
-}
+# what is said of a number that can't be meant, and whether one can
+OVER_0 = "it must be a number over 0", lambda value: value > 0  # a norm of inf lets gradients as they are, and logs theirs
+FROM_0 = "it must be a number from 0 on", lambda value: 0 <= value < float("inf")
+FROM_1 = "it must be a whole number from 1 on", lambda value: isinstance(value, int) and value >= 1
+WHOLE = FROM_1[0], lambda value: 1 <= value < float("inf") and int(value) == value  # mmengine takes 1e3, too
+SEED = WRONG_SEED, lambda value: isinstance(value, int) and 0 <= value < 2**32
 NUMBERS = {
     READ_ONCE["accumulative_counts"]: FROM_1,
     READ_ONCE["batch_size"]: FROM_1,
@@ -54,7 +51,7 @@ NUMBERS = {
     READ_ONCE["max_norm"]: OVER_0,
     READ_ONCE["weight_decay"]: FROM_0,
     "model.lora.r": FROM_1,
-    "randomness.seed": WRONG_SEED,
+    "randomness.seed": SEED,
     "train_cfg.max_iters": WHOLE,
 }
 HOOKS = "custom_hooks"
@@ -114,10 +111,12 @@ def check_number(key, value, option):
         value (object): what it is to be.
         option (str): what was typed, for the message: "--set optim_wrapper.optimizer.lr=-1".
     """
-    wanted = NUMBERS.get(key)
+    if key not in NUMBERS or value is None:
+        return
+    problem, can_be = NUMBERS[key]
     number = isinstance(value, Real) and not isinstance(value, bool)
-    if wanted and value is not None and not (number and TESTS[wanted](value)):
-        raise SettingsError(f"{option}: {wanted}")
+    if not (number and can_be(value)):
+        raise SettingsError(f"{option}: {problem}")
 
 
 def with_copies(config, options):
