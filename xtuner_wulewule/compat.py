@@ -158,8 +158,9 @@ def _launch_problem(environment):
 def _merge_problem(arguments):
     """Return what is wrong (str) with adapter or target of `xtuner convert merge`, None where nothing is.
 
-    transformers saves nothing where the target is a file, and goes on: the command would end with "All done!" and status 0. peft asks the
-    hub for what is no adapter, after the model has been loaded.
+    transformers saves nothing where the target is a file, and goes on: the command would end with "All done!" and status 0. Where an
+    earlier model lies as safetensors and this one is saved otherwise, the earlier one is loaded from then on. peft asks the hub for what
+    is no adapter, after the model has been loaded.
 
     Args:
         arguments (list[str]): of the `xtuner` command.
@@ -177,6 +178,10 @@ def _merge_problem(arguments):
     model, adapter, target = [*known.given, *(one for one in others if not one.startswith("-")), *[""] * 3][:3]
     if os.path.isfile(target):
         return str(unwritable(target, os.strerror(errno.EEXIST)))
+    earlier = sorted(name for name in os.listdir(target) if name.endswith(".safetensors")) if os.path.isdir(target) else []
+    if earlier and "--safe-serialization" not in others:
+        remedy = "name another one, or add --safe-serialization"
+        return f"the folder {target} holds {earlier[0]}, which would be loaded instead of this merge; {remedy}"
     parent = os.path.dirname(adapter)
     local = os.path.isfile(os.path.join(model, "config.json")) and adapter and (not parent or os.path.isdir(parent))  # else one of the hub
     return str(no_adapter(adapter)) if local and not os.path.isfile(os.path.join(adapter, "adapter_config.json")) else None

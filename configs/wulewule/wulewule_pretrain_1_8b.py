@@ -115,7 +115,7 @@ train_dataloader = dict(
 #          PART 4  Scheduler & Optimizer  优化器与学习率              #
 #######################################################################
 optim_wrapper = dict(
-    type=FusedAmpOptimWrapper,
+    type=FusedAmpOptimWrapper,  # mmengine's AmpOptimWrapper, without pauses of the GPU within an update
     optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_norm, error_if_nonfinite=False),
     accumulative_counts=accumulative_counts,

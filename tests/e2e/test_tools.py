@@ -69,6 +69,20 @@ def test_merge_of_what_is_no_adapter_is_refused_before_anything_is_loaded(adapte
     assert (result.returncode, result.stderr) == (1, said)
 
 
+def test_merge_beside_an_earlier_model_that_would_be_loaded_instead_is_refused(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "model.safetensors").write_text("an earlier merge")
+    result = xtuner("convert", "merge", "nope", "nope", "out", folder=tmp_path)
+    said = (
+        "the folder out holds model.safetensors, which would be loaded instead of this merge; name another one, or add --safe-serialization"
+    )
+    assert (result.returncode, result.stderr) == (1, f"xtuner: error: {said}\n")
+    result = xtuner("convert", "merge", "nope", "nope", "out", "--safe-serialization", folder=tmp_path)
+    assert result.returncode == 1 and last_line(result.stderr).startswith(f"xtuner-wulewule: error: {NO_MODEL}")
+    assert (folder / "model.safetensors").read_text() == "an earlier merge"
+
+
 def test_xtuner_still_merges_into_nothing(tmp_path):
     (tmp_path / "file").write_text("mine")
     code = f"""
