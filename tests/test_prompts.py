@@ -10,7 +10,6 @@ from commands import WULEWULE, last_line, python, run
 from xtuner.utils import PROMPT_TEMPLATE
 
 from xtuner_wulewule import cli, paths, prompts
-from xtuner_wulewule.cli import eval as eval_command
 from xtuner_wulewule.cli.persona import persona_of_data, persona_of_model
 from xtuner_wulewule.cli.run import read_settings
 from xtuner_wulewule.dataset import persona as rows
@@ -19,7 +18,7 @@ from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
 from xtuner_wulewule.dataset.validation import check_files
 from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.model.tiny import tiny_model_dir
-from xtuner_wulewule.prompts import Persona
+from xtuner_wulewule.prompts import Persona, persona_of_config
 from xtuner_wulewule.recipe.plan import Settings, plan
 from xtuner_wulewule.recipe.run import commands
 from xtuner_wulewule.recipe.state import State, kept_persona
@@ -335,12 +334,10 @@ def test_questions_of_a_persona_without_a_prompt_are_asked_once():
 
 
 def test_eval_takes_the_persona_of_the_config(tmp_path):
-    from xtuner_wulewule.cli.eval import _trained
-
-    assert _trained(None) is None and _trained({}) == Persona()
-    assert _trained({"NAMES": ["小石头"], "AUTHOR": "李雷", "SYSTEM": STONE.system}) == STONE
-    assert _trained({"SYSTEM": "别的"}) == Persona(system="别的")
-    trained = _trained({"NAMES": ["小石头"], "AUTHOR": "李雷", "SYSTEM": "别的"})
+    assert persona_of_config(None) is None and persona_of_config({}) == Persona()
+    assert persona_of_config({"NAMES": ["小石头"], "AUTHOR": "李雷", "SYSTEM": STONE.system}) == STONE
+    assert persona_of_config({"SYSTEM": "别的"}) == Persona(system="别的")
+    trained = persona_of_config({"NAMES": ["小石头"], "AUTHOR": "李雷", "SYSTEM": "别的"})
     assert persona_of_model(options(), Path("model"), trained).system == "别的"
     assert persona_of_model(options(name="小明"), Path("model"), trained).system == prompts.system_prompt("小明", "李雷")
 
@@ -374,7 +371,7 @@ def test_a_name_that_only_stands_in_the_prompt_of_another_is_not_its_own(tmp_pat
     ],
 )
 def test_persona_of_a_config(config, names):
-    assert eval_command._trained(config).names == names
+    assert persona_of_config(config).names == names
 
 
 @pytest.mark.parametrize("comma", [",", "，"])

@@ -99,6 +99,25 @@ def persona_of(values, base=None):
     return Persona(names, author, values.get("system", base.system if same else system_prompt(names[0], author)))
 
 
+def persona_of_config(config):
+    """Return the `Persona` that a config trains, that of the package where it names none.
+
+    Args:
+        config (mmengine.config.Config | dict | None): any of XTuner's.
+
+    Returns:
+        Persona | None: None without a config.
+    """
+    if config is None:
+        return None
+    system = config.get("SYSTEM")
+    told = (told_by(system) if system else None) or Persona()
+    names, author = config.get("NAMES"), config.get("AUTHOR") or told.author
+    names = (names,) if isinstance(names, str) else names
+    names = tuple(names) if isinstance(names, (list, tuple)) and names else told.names
+    return Persona(names, author, system_prompt(names[0], author) if system is None else system)
+
+
 def current():
     """Return the `Persona` that the environment says, by default that of the package; raise SettingsError where a name is empty."""
     return _current(*map(os.environ.get, VARIABLES.values()))

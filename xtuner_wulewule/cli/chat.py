@@ -16,7 +16,7 @@ def add_parser(commands):
         "chat",
         help="talk to a merged model, with the template and the system prompt of its training",
         description="Start xtuner chat on a merged model with the InternLM2 template and the system prompt that the tuning used.",
-        epilog="an empty line ends your question; EXIT, Ctrl-D and Ctrl-C end the chat, RESET begins a new one; exit and reset do, too",
+        epilog="an empty line ends your question; EXIT (or exit), Ctrl-D and Ctrl-C end the chat, RESET (or reset) begins a new one",
     )
     parser.add_argument("model", type=Path, help="folder of the merged model")
     add_persona_arguments(parser, "as in the run that made the model")

@@ -6,7 +6,7 @@ from pathlib import Path
 from xtuner_wulewule import paths
 from xtuner_wulewule.cli.persona import add_persona_arguments, described, persona_of_model
 from xtuner_wulewule.errors import ModelError, SettingsError
-from xtuner_wulewule.prompts import Persona, system_prompt, told_by
+from xtuner_wulewule.prompts import persona_of_config
 
 HELD_OUT = 0.05  # of the packaged tuning configs
 
@@ -142,7 +142,7 @@ def read_settings(args, config=None):
         adapter=args.adapter and str(paths.expand(args.adapter)),
         base=args.base and _folder(args.base),
         suites=suites,
-        persona=persona_of_model(args, args.adapter or args.model, _trained(config), files),
+        persona=persona_of_model(args, args.adapter or args.model, persona_of_config(config), files),
         batch_size=args.batch_size,
         overwrite=args.overwrite,
         languages=languages,
@@ -153,17 +153,6 @@ def _some_of(known, given):
     """Return those of the known words (tuple[str, ...]) that a text names, with commas between; none where it names another."""
     words = {word.strip() for word in given.split(",")}
     return tuple(word for word in known if word in words) if words <= set(known) else ()
-
-
-def _trained(config):
-    """Return the `Persona` of a config (mmengine.config.Config | None), None without one."""
-    if config is None:
-        return None
-    system = config.get("SYSTEM")
-    told = (told_by(system) if system else None) or Persona()
-    names, author = config.get("NAMES") or told.names, config.get("AUTHOR") or told.author
-    names = (names,) if isinstance(names, str) else tuple(names)
-    return Persona(names, author, system_prompt(names[0], author) if system is None else system)
 
 
 def _config(file):

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from xtuner_wulewule.errors import SettingsError
-from xtuner_wulewule.prompts import NAMES
+from xtuner_wulewule.prompts import persona_of_config
 from xtuner_wulewule.recipe.plan import STAGES
 from xtuner_wulewule.recipe.results import read_rows
 from xtuner_wulewule.recipe.state import kept_persona
@@ -188,16 +188,8 @@ def collect(folder, scorecard=None, before=None):
         read_scorecard(scorecard) if scorecard else _own_scorecard(folder),
         read_scorecard(before) if before else None,
         [problem for step in steps if step.get("status") != "done" for problem in _last_words(folder / "logs" / f"{step['name']}.log")],
-        _assistant(folder, trainings[-1].config),
+        (kept_persona(folder)[0] or persona_of_config(trainings[-1].config)).names[0],
     )
-
-
-def _assistant(folder, config):
-    """Return the first name of the assistant (str): of the run, else of the config (dict) of its last training, else of the package."""
-    persona, _ = kept_persona(folder)
-    names = persona.names if persona else config.get("NAMES")
-    names = [names] if isinstance(names, str) else names
-    return str(names[0]) if isinstance(names, (list, tuple)) and names else NAMES[0]
 
 
 def _of_last_run(steps, report):
