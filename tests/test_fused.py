@@ -370,7 +370,7 @@ def test_a_cpu_plans_by_its_own_memory(monkeypatch):
         monkeypatch.setattr("psutil.virtual_memory", lambda available=available: SimpleNamespace(available=available))
         tune("llama")(batch())
     assert [text for text in said if text.startswith("Fused step")] == [
-        "Fused step: 102 rows at a time, checkpointing none, weights kept dequantised",
+        "Fused step: 3 rows at a time, checkpointing none, weights kept dequantised",
         "Fused step: 1 rows at a time, checkpointing full, weights dequantised for each use",
     ]
 
@@ -378,6 +378,9 @@ def test_a_cpu_plans_by_its_own_memory(monkeypatch):
 def test_settings_that_do_not_exist():
     with pytest.raises(SettingsError, match="model.checkpointing is 'some'"):
         tune("llama", checkpointing="some")
+    for number in (0, 0.5, "all", None, True):
+        with pytest.raises(SettingsError, match="model.micro_batch_tokens is .*; it must be auto"):
+            tune("llama", micro_batch_tokens=number)
 
 
 def test_evaluation_is_not_touched():
@@ -393,13 +396,23 @@ def test_generation_after_a_step():
     assert model.llm.generate(input_ids=batch()["input_ids"][:1, :5], max_new_tokens=3, do_sample=False).shape == (1, 8)
 
 
+def test_a_batch_is_taken_in_equal_parts_and_none_is_larger_than_it():
+    step = FusedStep(tune("llama", fused=True).llm, torch.float32, compiled=False)
+    for batch_rows, most, expected in ((1, 2, 1), (16, 2, 2), (16, 7, 6), (16, 100, 16), (5, 4, 3), (3, 1, 1)):
+        step.batch_rows, step.tokens = batch_rows, most * 2048 + 7
+        assert step._rows(2048) == expected
+    step.batch_rows, step.tokens = 4, 4096
+    assert [step._rows(tokens) for tokens in (512, 2048, 4096, 8192)] == [4, 2, 1, 1]  # rows that are not packed have lengths of their own
+
+
 def test_what_is_computed_again_and_how_many_rows_are_taken_follow_the_free_memory():
-    def planned(rows, level, **arguments):
+    def planned(rows, level, batch_rows=16, **arguments):
         """The plan of a step that has memory for so many rows at a level of checkpointing."""
         step = FusedStep(model.llm, torch.float32, compiled=False, **arguments)
         needed = RESERVE + OPTIMIZER_BYTES * sum(p.numel() for p in step.parameters) + step.decoder.head_bytes()
+        step.batch_rows = batch_rows
         step._plan(1024, needed + step.decoder.token_bytes(level) * 1024 * rows)
-        return step.decoder.checkpointing, step.tokens // 1024
+        return step.decoder.checkpointing, step._rows(1024)
 
     model = tune("llama", fused=True)
     assert planned(100, "none") == ("none", 4)
@@ -410,6 +423,9 @@ def test_what_is_computed_again_and_how_many_rows_are_taken_follow_the_free_memo
     assert planned(0.5, "full") == ("full", 1)  # it is tried all the same
     assert planned(100, "none", checkpointing="selective") == ("selective", 4)
     assert planned(100, "none", tokens=16384) == ("none", 16)
+    assert planned(100, "none", tokens="auto", batch_rows=12) == ("none", 12)
+    assert planned(7.5, "none", tokens="auto", batch_rows=12) == ("none", 6)  # twice 6, not 7 and 5
+    assert planned(100, "none", tokens="auto", batch_rows=1) == ("none", 1)
 
 
 def test_memory_is_taken_for_time_where_more_rows_than_by_default_are_wanted_and_fit():
@@ -436,6 +452,7 @@ def test_memory_that_runs_out_is_first_taken_from_what_saves_time(monkeypatch):
     model, said = tune("llama", adapter=lora(lora_dropout=0.1), fused=True), []
     monkeypatch.setattr("mmengine.logging.print_log", lambda text, **_: said.append(text))
     step = model._step = FusedStep(model.llm, torch.float32, compiled=False, resident=True, tokens=8192)
+    step.batch_rows = 8
     step._plan(1024, 2**50)
     assert "more kept for the backward" in said[0] and any(linears.keep for linears in step.decoder.linears)
     assert all(layer.keeps_values() for layer in step.decoder.layers)

@@ -33,18 +33,22 @@ class WulewuleFinetune(SupervisedFinetune):
             without dropout.
         checkpointing (str): of the fused step: "none", "selective", "full", or "auto", the least with which the memory suffices. Rows are
             taken in micro-batches that fit, so that `batch_size` costs no memory. Defaults to "auto".
-        micro_batch_tokens (int): of the fused step: tokens that are computed at a time, at least a row; fewer where the memory is short.
+        micro_batch_tokens (int | str): of the fused step: tokens that are computed at a time, at least a row; fewer where the memory is short.
+            "auto" takes as many rows of the batch as the memory holds: a little faster. Gradients are summed over them, so that the batch
+            of an update stays the same.
 
     Raises:
         ModelError: the model is neither a folder nor in reach, or needs a GPU that is not there; or its attention can't keep documents
             apart.
-        SettingsError: `checkpointing` has a value that it can't have, or `fused` is True and can't be had.
+        SettingsError: `checkpointing` or `micro_batch_tokens` has a value that it can't have, or `fused` is True and can't be had.
     """
 
     def __init__(self, *args, fused=None, checkpointing="auto", micro_batch_tokens=TOKENS, **kwargs):
         compat.cpu_bf16_query(device)  # where the start-up file is switched off nobody else has
         if checkpointing not in ("auto", *CHECKPOINTING):
             raise SettingsError(f"model.checkpointing is {checkpointing!r}; it must be auto, {', '.join(CHECKPOINTING)}")
+        if micro_batch_tokens != "auto" and (type(micro_batch_tokens) is not int or micro_batch_tokens < 1):
+            raise SettingsError(f"model.micro_batch_tokens is {micro_batch_tokens!r}; it must be auto or a number of tokens, at least 1")
         super().__init__(*args, **kwargs)
         self.fused, self.checkpointing, self.micro_batch_tokens = fused, checkpointing, micro_batch_tokens
         self._step = None  # a FusedStep, or False once it is known that there is none

@@ -36,13 +36,14 @@ class FusedStep:
         compiled (bool): compile the element-wise parts, and record graphs, which need a GPU.
         checkpointing (str): "none", "selective", "full", or "auto", the least with which a row fits the memory.
         resident (bool | str): keep the weights dequantised, which takes 2 bytes a parameter and is faster; "auto" where there is room.
-        tokens (int): tokens of a micro-batch at most; at least a row.
+        tokens (int | str): tokens of a micro-batch at most; at least a row. "auto": a whole batch, or what of it fits the memory.
     """
 
     def __init__(self, llm, dtype, residual=torch.float32, compiled=True, checkpointing="auto", resident="auto", tokens=TOKENS):
         self.parts = parts_of(llm.get_base_model())
         self.device = self.parts.embedding.weight.device
-        self.dtype, self.recorded, self.tokens = dtype, compiled and self.device.type == "cuda", tokens
+        self.dtype, self.recorded = dtype, compiled and self.device.type == "cuda"
+        self.tokens, self.batch_rows = tokens, 1  # rows of a whole batch: the last one of an epoch may have fewer
         self.checkpointing, self.resident = checkpointing, resident
         self.decoder = Decoder(self.parts, dtype, residual, Kernels(compiled))
         self.parameters = self.decoder.parameters
@@ -76,12 +77,13 @@ class FusedStep:
         trained = trained.tolist()
         multiple = LENGTHS if self.recorded else 1
         batch = Batch(input_ids, labels, trained, position_ids, document_ids, self.parts.rotary, multiple, self.dtype)
+        self.batch_rows = max(self.batch_rows, batch.rows)
         if self.steps == 1:
             self._plan(batch.tokens, free_memory(self.device))
         loss = self._replayed(batch) if ready else None
         while loss is None:
             try:
-                parts = list(batch.parts(self._rows(batch), self.recorded))
+                parts = list(batch.parts(self._rows(batch.tokens), self.recorded))
                 self._record(parts)
                 self._begin()
                 loss = sum(self._add(part) for part in parts)
@@ -92,15 +94,18 @@ class FusedStep:
     def _replayed(self, batch):
         """Return the loss where all graphs are there, else None: each part is made while the card computes the one before."""
         random_state, losses = torch.cuda.get_rng_state(self.device), []
-        for part in batch.parts(self._rows(batch), full=True):
+        for part in batch.parts(self._rows(batch.tokens), full=True):
             if part.key not in self.graphs:
                 torch.cuda.set_rng_state(random_state, self.device)  # all parts are computed once more
                 return None
             losses.append(self._add(part))
         return sum(losses)
 
-    def _rows(self, batch):
-        return max(1, self.tokens // batch.tokens)
+    def _rows(self, tokens):
+        """Return how many rows of so many tokens are taken at a time (int): a whole batch in equal parts, since each part is filled up."""
+        most = max(1, self.tokens // tokens)
+        times = -(-self.batch_rows // most)
+        return -(-self.batch_rows // times)
 
     def _add(self, part):
         return self.graphs[part.key](part) if self.recorded else part.add_to(self.decoder)
@@ -141,6 +146,8 @@ class FusedStep:
             free (float): bytes of memory that may be taken.
         """
         free -= RESERVE + OPTIMIZER_BYTES * sum(parameter.numel() for parameter in self.parameters) + self.decoder.head_bytes()
+        if self.tokens == "auto":
+            self.tokens = max(TOKENS, self.batch_rows * tokens)
         levels = CHECKPOINTING if self.checkpointing == "auto" else (self.checkpointing,)
         fitting = [level for level in levels if self.decoder.token_bytes(level) * tokens <= free]
         self.decoder.checkpointing = (fitting or levels[-1:])[0]
@@ -166,8 +173,8 @@ class FusedStep:
         level = CHECKPOINTING.index(self.decoder.checkpointing)
         if self.decoder.roomy:
             self.decoder.make_roomy(False)
-        elif self.tokens >= 2 * tokens:
-            self.tokens //= 2
+        elif (rows := self._rows(tokens)) > 1:
+            self.tokens = rows // 2 * tokens
         elif level + 1 < len(CHECKPOINTING) and self.checkpointing == "auto":
             self.decoder.checkpointing = CHECKPOINTING[level + 1]
         else:
@@ -182,8 +189,7 @@ class FusedStep:
 
         weights = "kept dequantised" if self.decoder.resident else "dequantised for each use"
         weights += ", more kept for the backward" if self.decoder.roomy else ""
-        rows = max(1, self.tokens // tokens)
-        text = f"{before}Fused step: {rows} rows at a time, checkpointing {self.decoder.checkpointing}, weights {weights}"
+        text = f"{before}Fused step: {self._rows(tokens)} rows at a time, checkpointing {self.decoder.checkpointing}, weights {weights}"
         print_log(text, logger="current", level=logging.WARNING if before else logging.INFO)
 
 
