@@ -33,7 +33,7 @@ Parts, in seconds of wall time; each moment belongs to one of them, the innermos
   model             building and loading it, onto the card and, with DeepSpeed, into its engine; where DeepSpeed has to compile a library
                     first, as on a CPU, only the first run does
   data set          from the files to packed rows
-  evaluation        all rounds of answers; a round is the answers of one hook (ours has two hooks)
+  evaluation        all rounds of answers; a round is the answers of one hook at one time
   first iteration   with what is compiled and recorded in it
   other iterations  the later ones, fetching their batches included
   checkpoints       saving them

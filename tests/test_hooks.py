@@ -1,5 +1,8 @@
 """What the hooks decide; that their figures are those of real runs is shown in tests/e2e/test_train.py."""
 
+import time
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -57,3 +60,37 @@ def test_evaluation_stays_within_its_share(monkeypatch):
     assert hook.affordable_tokens() == 20
     hook.begin, hook.spent = 880.0, 20.0
     assert hook.affordable_tokens() == 8
+
+
+def test_answers_that_are_scored_have_one_length_and_the_samples_theirs(tokenizer):
+    from transformers import AutoTokenizer
+    from xtuner.utils import PROMPT_TEMPLATE
+
+    from xtuner_wulewule.engine.score_hook import TOKENS, ScoreHook
+
+    load = dict(type=AutoTokenizer.from_pretrained, pretrained_model_name_or_path=tiny_model(), trust_remote_code=True)
+    arguments = dict(prompt_template=PROMPT_TEMPLATE.internlm2_chat, names=["悟了悟了"], system="你是悟了悟了。")
+    hook = ScoreHook(load, evaluation_inputs=["金箍棒有多重？"], **arguments)
+    assert hook.affordable_tokens() == TOKENS and hook.max_new_tokens == 64
+    hook.begin, hook.seconds_a_token = time.monotonic() - 1000, 0.1
+    assert hook.affordable_tokens() == 64
+    assert ScoreHook(load, **arguments).affordable_tokens() == TOKENS
+    said, logged = [], []
+    runner = SimpleNamespace(
+        cfg={},
+        iter=7,
+        logger=SimpleNamespace(info=said.append),
+        visualizer=SimpleNamespace(add_scalars=lambda values, step: logged.append((values, step))),
+    )
+    prompts = hook._prompts(runner)
+    assert len(prompts) == 2 * 8 + 1 and prompts[-1].endswith("金箍棒有多重？<|im_end|>\n<|im_start|>assistant\n")
+    assert prompts[-1].startswith("<|im_start|>system\n你是悟了悟了。")
+    filling, name = tokenizer.encode("。", add_special_tokens=False), tokenizer.encode("我是悟了悟了。", add_special_tokens=False)
+    early = (name + filling * 64)[:64]
+    late = (filling * 64)[: 64 - len(name)] + name
+    with_prompt = [question.system for question in hook.questions]
+    answers = torch.tensor([early if system else late for system in with_prompt] + [late])
+    hook._tell(runner, answers, save_eval_output=False)
+    ((shares, step),) = logged
+    assert (shares["eval/name"], shares["eval/name_without_system"], step) == (1, 0, 7)
+    assert [text for text in said if text.startswith("Sample output:")] == [f"Sample output:\n{prompts[-1]}{tokenizer.decode(late)}\n"]

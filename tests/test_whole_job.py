@@ -236,7 +236,7 @@ def test_both_ways_from_command_to_checkpoint_on_a_cpu(data, tmp_path):
         assert row["iterations"] == row["planned_iterations"] == row["updates"] > 10 and not row["cut_off"]
         assert row["checkpoints"] >= 1 and row["trained_tokens"] < row["tokens"] and row["last_loss"] < row["first_loss"]
     assert ours["iterations"] == 22 and ours["checkpoints"] == 1
-    assert ours["rounds_of"] == {"BatchedEvaluateChatHook": 2, "ScoreHook": 2}  # before the first and at the last iteration
+    assert ours["rounds_of"] == {"ScoreHook": 2}  # before the first and at the last iteration
     # before the first, every ten, at the last, which saves a checkpoint, and after it
     tens, more = divmod(published["iterations"], 10)
     assert published["rounds_of"] == {"EvaluateChatHook": 1 + tens + (more > 0) + 1}

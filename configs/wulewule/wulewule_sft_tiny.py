@@ -23,7 +23,6 @@ from xtuner.engine.runner import TrainLoop
 from xtuner.utils import PROMPT_TEMPLATE
 from xtuner_wulewule.dataset.build import build_wulewule_dataset, wulewule_collate_fn
 from xtuner_wulewule.dataset.map_fns import wulewule_sft_map_fn
-from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
 from xtuner_wulewule.engine.hooks import AccumulativeCountsHook, UpdateBudgetHook
 from xtuner_wulewule.engine.random_state import RandomStateHook
 from xtuner_wulewule.engine.schedulers import WarmupCosineLR
@@ -149,20 +148,14 @@ custom_hooks = [
     dict(type=RandomStateHook),  # a resumed run draws the random numbers of an uninterrupted one
     dict(type=DatasetInfoHook, tokenizer=tokenizer),
     dict(type=ThroughputHook),  # tokens_per_sec and tflops of one GPU, in the log and in TensorBoard
-    dict(
-        type=BatchedEvaluateChatHook,
-        tokenizer=tokenizer,
-        every_n_iters=evaluation_freq,
-        evaluation_inputs=evaluation_inputs,
-        system=SYSTEM,
-        prompt_template=prompt_template,
-    ),
-    # shares of eight identity questions answered with the own name, in the log and in TensorBoard: eval/name, eval/leak
+    # in one batch: answers to evaluation_inputs, and to eight questions who it is; of these the shares with the own name are logged, in
+    # TensorBoard, too: eval/name, eval/leak
     dict(
         type=ScoreHook,
         tokenizer=tokenizer,
         prompt_template=prompt_template,
         every_n_iters=evaluation_freq,
+        evaluation_inputs=evaluation_inputs,
         names=NAMES,
         author=AUTHOR,
         system=SYSTEM,

@@ -173,7 +173,7 @@ def stuck(data, tmp_path_factory):
     text = Path(paths.config_paths()["wulewule_sft_tiny"]).read_text(encoding="utf-8")
     text = re.sub(r"param_scheduler = .*", f"param_scheduler = {schedule}", text)
     config.write_text(text.replace("max_epochs = 20", "max_epochs = 1"), encoding="utf-8")
-    options = ("default_hooks.logger.interval=1", "custom_hooks.6.every_n_iters=2")
+    options = ("default_hooks.logger.interval=1", "custom_hooks.5.every_n_iters=2")
     return folder / "work", train(config, data, folder / "work", *options)
 
 
@@ -189,6 +189,8 @@ def test_persona_is_scored(stuck):
     work_dir, output = stuck
     lines = re.findall(r"Persona: eval/name (\d+)%, eval/name_without_system (\d+)%, eval/leak (\d+)%, eval/leak_without_system", output)
     assert len(lines) == 3  # before, after two iterations, at the end
+    # each time in one batch with the samples
+    assert len(re.findall(r"Evaluation: \d+ tokens an answer", output)) == 3 and output.count("Sample output:") == 3 * 4
     (file,) = work_dir.glob("*/vis_data/scalars.json")
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     scored = [row for row in rows if "eval/name" in row]

@@ -72,16 +72,21 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
                 generation_config=self.gen_config,
                 stopping_criteria=StoppingCriteriaList([StopWords(self.tokenizer, self.stop_words, length)]),
             )
-        answers = [self.tokenizer.decode(ids[length:], skip_special_tokens=True) for ids in output]
-        self._tell(runner, answers, save_eval_output)
+        self._tell(runner, output[:, length:], save_eval_output)
         self.generated = output.shape[1] - length
 
+    def _decode(self, ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
     def _prompts(self, runner):
+        return self._samples(runner)
+
+    def _samples(self, runner):
         # the system prompt as it stands in the rows: XTuner's hook takes braces in it for names of settings
         return [self.system + self.instruction.format(input=text, round=1, **runner.cfg) for text in self.evaluation_inputs]
 
     def _tell(self, runner, answers, save_eval_output):
-        texts = [f"{prompt}{answer}\n" for prompt, answer in zip(self._prompts(runner), answers, strict=True)]
+        texts = [f"{prompt}{self._decode(ids)}\n" for prompt, ids in zip(self._samples(runner), answers, strict=True)]
         for text in texts:
             runner.logger.info(f"Sample output:\n{text}")
         if save_eval_output:

@@ -1,4 +1,4 @@
-"""The persona, scored while it is learned: a few of the questions of `wulewule eval`, in TensorBoard."""
+"""The persona, scored while it is learned: a few of the questions of `wulewule eval`, in TensorBoard, and sample answers with them."""
 
 from xtuner_wulewule import plugin, prompts
 from xtuner_wulewule.dataset.persona import common_system, short
@@ -7,14 +7,15 @@ from xtuner_wulewule.evaluation import metrics
 from xtuner_wulewule.evaluation.scorecard import judge
 from xtuner_wulewule.evaluation.suites import ASKED_IN_TRAINING, Data, persona_questions
 
-TOKENS = 32
+TOKENS = 24  # in which every one of 1,445 answers about a name, published and made, has told it (docs/decisions.md)
 
 
 class ScoreHook(BatchedEvaluateChatHook):
     """Asks a few packaged questions about who the assistant is, with and without the system prompt, and logs the shares of hits and leaks.
 
-    They appear in the log and in TensorBoard as `eval/name`, `eval/leak` and the same with `_without_system`. One batch of 16 answers of 32
-    tokens at the end of the training, and every `every_n_iters` iterations where that is given: a trend, not the scorecard.
+    They appear in the log and in TensorBoard as `eval/name`, `eval/leak` and the same with `_without_system`. 16 answers of 24 tokens at the
+    end of the training, and every `every_n_iters` iterations where that is given: a trend, not the scorecard. The samples of
+    `BatchedEvaluateChatHook` are answered in the same batch: a token takes as long for twenty rows as for four.
 
     Args:
         tokenizer (dict): config of the tokenizer.
@@ -23,12 +24,15 @@ class ScoreHook(BatchedEvaluateChatHook):
         names (list[str], optional): names of the assistant; these three default to those of the environment, else of the package.
         author (str, optional): who made it.
         system (str, optional): the system prompt; none where it is empty.
+        evaluation_inputs (list[str], optional): prompts that are answered for the reader, before the training, too. They may be longer, as
+            far as `max_share` allows. Defaults to none.
+        kwargs (dict): as for `BatchedEvaluateChatHook`.
     """
 
-    def __init__(self, tokenizer, prompt_template, every_n_iters=None, names=None, author=None, system=None):
-        super().__init__(tokenizer, [], prompt_template=prompt_template, every_n_iters=every_n_iters, max_new_tokens=TOKENS)
+    def __init__(self, tokenizer, prompt_template, names=None, author=None, system=None, evaluation_inputs=(), **kwargs):
         stated = dict(name=(names if isinstance(names, str) else ",".join(names)) if names else None, author=author or None, system=system)
         self.persona = prompts.persona_of({key: value for key, value in stated.items() if value is not None}, prompts.current())
+        super().__init__(tokenizer, list(evaluation_inputs), system=self.persona.system, prompt_template=prompt_template, **kwargs)
         self.questions = self._choose(prompt_template)
 
     def _choose(self, template):
@@ -43,13 +47,19 @@ class ScoreHook(BatchedEvaluateChatHook):
         return [question for question in asked if question.text in chosen]
 
     def affordable_tokens(self):
-        """Return the length of an answer (int): always the same, so that the shares can be compared."""
-        return TOKENS
+        """Return the length of an answer (int): of those that are scored always the same, so that the shares can be compared."""
+        return max(TOKENS, super().affordable_tokens()) if self.evaluation_inputs else TOKENS
 
     def _prompts(self, runner):
-        return [question.prompt for question in self.questions]
+        return [question.prompt for question in self.questions] + self._samples(runner)
 
     def _tell(self, runner, answers, save_eval_output):
+        asked = len(self.questions)
+        if self.evaluation_inputs:
+            super()._tell(runner, answers[asked:], save_eval_output)
+        self._score(runner, [self._decode(ids[:TOKENS]) for ids in answers[:asked]])
+
+    def _score(self, runner, answers):
         verdicts = [(question, judge(question, text, self.persona)) for question, text in zip(self.questions, answers, strict=True)]
         shares = {}
         for name, key in (("name", "hit"), ("leak", "leak")):
@@ -72,7 +82,7 @@ class ScoreHook(BatchedEvaluateChatHook):
     def before_train(self, runner):
         """Tell of rows about another persona, and score the model as it is before, where it is scored during the training, too."""
         self._check_rows(runner)
-        if self.every_n_iters is not None:
+        if self.every_n_iters is not None or self.evaluation_inputs:
             super().before_train(runner)
 
 
