@@ -17,6 +17,7 @@ a picture.
 import argparse
 import importlib.util
 import os
+import queue
 import statistics
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import train_speed
-from scaling import check_status, devices_seen, end_of, run_for
+from scaling import check_status, devices_seen, end_of, run_for, seeing
 from train_speed import NO_GPU, OFFLINE, SIZES, Runs, random_model, say, target_of, write
 from whole_job import FILES
 
@@ -146,7 +147,7 @@ def parsed():
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (3)")
     parser.add_argument("--dropout", type=float, metavar="RATE", help="of LoRA, instead of that of the config")
     parser.add_argument("--within", type=float, default=0.01, metavar="SHARE", help="how much a point of the mean curve may differ (0.01)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, spread over the GPUs (1)")
     parser.add_argument("--timeout", type=int, default=1800, metavar="S", help="seconds of a run (1800)")
     default = paths.cache_dir() / "train_speed"
     parser.add_argument("--scratch", type=Path, default=default, metavar="DIR", help=f"for the model, 4 GB at 1_8b, kept ({default})")
@@ -199,18 +200,24 @@ def benchmark(args, folder):
     env = {**os.environ, **OFFLINE, "WULEWULE_MODEL": str(model), "WULEWULE_DATA_DIR": str(args.data.resolve())}
     env.update({} if devices else dict(OMP_NUM_THREADS="1"))
     curves, failed = {way: {} for way in WAYS}, []
+    cards = queue.SimpleQueue()
+    for job in range(args.jobs):
+        cards.put([job % len(devices)] if devices else [])
 
     def train(way, seed):
         home = folder / f"{way}-{seed}"
         home.mkdir()
         config, work_dir, log = home / f"{way}.py", home / "work", home / "log"
         config.write_text(text + added_of(way, args.dropout), encoding="utf-8")
-        status = run_for(args.timeout, command(seed, args, config, work_dir), env, log)
+        cards_of_run = cards.get()
         try:
+            status = run_for(args.timeout, command(seed, args, config, work_dir), {**env, **seeing(cards_of_run)}, log)
             check_status(status, args.timeout)
             return way, seed, losses_of(work_dir, log, way, args.steps)
         except (ValueError, OSError) as error:
             return way, seed, dict(error=str(error), log=end_of(log, f"{way} seed {seed}", error))
+        finally:
+            cards.put(cards_of_run)
 
     def keep(way, seed, found):
         """Take what a run found, and write all that is there; return the points."""
@@ -235,10 +242,11 @@ def benchmark(args, folder):
         return points
 
     device, name = devices[0] if devices else "cpu", args.model.name if args.model else "random weights"
-    first, *rest = [(way, seed) for seed in range(args.seeds) for way in WAYS]
+    runs = [(way, seed) for way in WAYS for seed in range(args.seeds)]  # the slower ones first
+    first = runs.pop(runs.index((WAYS[-1], 0)))
     points = keep(*train(*first))  # alone: it makes the data set for all
     with ThreadPoolExecutor(args.jobs) as pool:
-        for found in pool.map(lambda one: train(*one), rest):
+        for found in pool.map(lambda one: train(*one), runs):
             points = keep(*found)
     most = worst(points)
     if most:

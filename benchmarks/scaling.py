@@ -148,7 +148,6 @@ def environment(processes, model, data, cards=None, one_thread=True):
     """
     from xtuner_wulewule.compat import free_ports
 
-    seen = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
     return {
         **os.environ,
         **OFFLINE,
@@ -158,8 +157,14 @@ def environment(processes, model, data, cards=None, one_thread=True):
         "WULEWULE_DATA_DIR": str(data),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         **({"OMP_NUM_THREADS": "1"} if one_thread else {}),
-        **({"CUDA_VISIBLE_DEVICES": ",".join(seen[card] if seen else str(card) for card in cards)} if cards else {}),
+        **seeing(cards),
     }
+
+
+def seeing(cards):
+    """Return the variable (dict) for a process that is to see some of the GPUs that this one sees (list[int]); nothing for none."""
+    seen = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
+    return {"CUDA_VISIBLE_DEVICES": ",".join(seen[card] if seen else str(card) for card in cards)} if cards else {}
 
 
 def run_for(seconds, arguments, env, log, started=None):
