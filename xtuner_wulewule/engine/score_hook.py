@@ -13,9 +13,9 @@ TOKENS = 24  # in which every one of 1,445 answers about a name, published and m
 class ScoreHook(BatchedEvaluateChatHook):
     """Asks a few packaged questions about who the assistant is, with and without the system prompt, and logs the shares of hits and leaks.
 
-    They appear in the log and in TensorBoard as `eval/name`, `eval/leak` and the same with `_without_system`. 16 answers of 24 tokens at the
-    end of the training, and every `every_n_iters` iterations where that is given: a trend, not the scorecard. The samples of
-    `BatchedEvaluateChatHook` are answered in the same batch: a token takes as long for twenty rows as for four.
+    They appear in the log and in TensorBoard as `eval/name`, `eval/leak` and the same with `_without_system`. 16 answers of 24 tokens
+    at the end of the training, and every `every_n_iters` iterations where that is given: a trend, not the scorecard. The samples
+    of `BatchedEvaluateChatHook` are answered in the same batch: a token takes as long for twenty rows as for four.
 
     Args:
         tokenizer (dict): config of the tokenizer.

@@ -33,9 +33,9 @@ class WulewuleFinetune(SupervisedFinetune):
             without dropout.
         checkpointing (str): of the fused step: "none", "selective", "full", or "auto", the least with which the memory suffices. Rows are
             taken in micro-batches that fit, so that `batch_size` costs no memory. Defaults to "auto".
-        micro_batch_tokens (int | str): of the fused step: tokens that are computed at a time, at least a row; fewer where the memory is short.
-            "auto" takes as many rows of the batch as the memory holds: a little faster. Gradients are summed over them, so that the batch
-            of an update stays the same.
+        micro_batch_tokens (int | str): of the fused step: tokens that are computed at a time, at least a row; fewer where the memory is
+            short. "auto" takes as many rows of the batch as the memory holds: a little faster. Gradients are summed over the parts of a
+            batch, so that an update stays what it is.
 
     Raises:
         ModelError: the model is neither a folder nor in reach, or needs a GPU that is not there; or its attention can't keep documents
