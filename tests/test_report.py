@@ -153,6 +153,13 @@ def test_broken_lines_missing_log_and_config_are_borne(tmp_path):
     assert read_config(config) == {} and read_training(folder).series("loss")[1][0] == 8.0
 
 
+@pytest.mark.parametrize(("share", "state"), [(0.0, "unfinished"), (0.375, "unfinished"), (0.5, "good")])
+def test_a_model_that_does_not_say_its_name_is_no_success(tmp_path, share, state):
+    html = page(work_dir(tmp_path / "work", [*scalars()[:-1], {"eval/name": share, "step": 39}]))
+    assert title(html)[0] == state
+    assert (f"{share:.0%} of the questions for its name were answered with 悟了悟了" in html) == (state == "unfinished")
+
+
 @pytest.mark.parametrize("keys", [("eval/name",), ("eval/name_without_system",), ("eval/name", "eval/name_without_system")])
 def test_scores_of_a_persona_with_and_without_a_system_prompt(tmp_path, keys):
     asked = [{**dict.fromkeys(keys, share), "step": step} for step, share in ((0, 0.25), (39, 0.75))]

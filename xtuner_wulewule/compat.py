@@ -91,6 +91,7 @@ class _Subprocess:
             command = [sys.executable, *command[1:]]
         elif command[0] == "torchrun":
             command = [sys.executable, "-m", "xtuner_wulewule.launcher", *command[1:]]
+        waiting_threads_yield(os.environ)
         # the child ends with this process, whatever ends that
         status = self._wait(self._module.Popen(command, preexec_fn=parent_death_signal(), **kwargs))
         sys.exit(status if status >= 0 else 128 - status)  # killed by signal N: 128 + N, as a shell reports it
@@ -478,6 +479,19 @@ class _InputOfChat:
             line = line.strip().upper()
         self.asked = line != ""
         return line
+
+
+def waiting_threads_yield(environment):
+    """torch's threads on a CPU wait for each other spinning, for as long as a slice of the scheduler where another program has the core.
+
+    Two trainings of the tiny model at once took 113 s on two cores, where one alone takes 20; so they take 32 (docs/decisions.md). Guard:
+    nobody has said how threads are to wait. End: libgomp spins less by itself. It reads the variable when torch is loaded.
+
+    Args:
+        environment (MutableMapping[str, str]): the variables, of a process that is to be started or has not loaded torch yet.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
+        environment["GOMP_SPINCOUNT"] = "1000"
 
 
 def parent_death_signal():

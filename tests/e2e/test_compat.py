@@ -198,6 +198,20 @@ def test_torchrun_is_run_by_this_interpreter(monkeypatch):
     assert (caught.value.code, commands) == (3, [[sys.executable, "-m", "xtuner_wulewule.launcher", "--nnodes=1", "tool.py"]])
 
 
+SPINS = "import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+STARTED = {
+    "xtuner": f"import subprocess; from xtuner_wulewule import compat; compat._Subprocess(subprocess).run(['python', '-c', {SPINS!r}])",
+    "wulewule": f"from xtuner_wulewule.cli import main; main(['path', 'wulewule_sft_tiny']); {SPINS}",
+}
+
+
+@pytest.mark.parametrize("started", STARTED)
+@pytest.mark.parametrize(("env", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")])
+def test_threads_do_not_keep_others_waiting_unless_the_user_has_said_how_they_wait(started, env, spins, tmp_path, monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)  # commands that other tests ran within this process
+    assert last_line(python(STARTED[started], tmp_path, **env).stdout) == spins
+
+
 # one process for all of them, for each start takes two seconds
 CLI = """
 import contextlib, io, os, sys

@@ -7,6 +7,7 @@ import signal
 import sys
 
 from xtuner_wulewule import __version__
+from xtuner_wulewule.compat import waiting_threads_yield
 from xtuner_wulewule.errors import WulewuleError, one_line, wants_traceback
 
 STDOUT = 1
@@ -26,6 +27,7 @@ def main(argv=None):
         description="What XTuner lacks for the wulewule recipe. Training itself is XTuner's own: xtuner train wulewule_sft_1_8b",
     )
     parser.add_argument("--version", action="version", version=f"xtuner-wulewule {__version__}")
+    waiting_threads_yield(os.environ)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     from xtuner_wulewule.cli import chat, data, demo, doctor, eval, path, report, run
 

@@ -61,7 +61,7 @@ def render(work):
     environment.filters.update(size="{:,}".format, rate="{:.3g}".format, duration=duration)
     here = Path(__file__).parent
     script = (here / "page.js").read_text(encoding="utf-8")
-    metrics = _metrics(work)
+    metrics, persona = _metrics(work), _persona(work)
     return environment.get_template("page.html").render(
         mark=MARK,
         version=__version__,
@@ -70,11 +70,11 @@ def render(work):
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         work=work,
         name=work.folder.name,
-        verdict=judge(work, [row["passed"] for row in metrics if row["rule"]]),
+        verdict=judge(work, [row["passed"] for row in metrics if row["rule"]], persona and persona["value"]),
         seconds=work.report.get("seconds") or sum(training.log.seconds for training in work.trainings),
         begin=work.trainings[0].log.begin,
         stages=[_stage(training, number) for number, training in enumerate(work.trainings)],
-        persona=_persona(work),
+        persona=persona,
         metrics=metrics,
         examples=examples(work),
         kinds=_kinds(work),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 # Each text is a pair, English and Chinese.
 STAGE_NAMES = {"pretrain": ("Pretraining", "增量预训练"), "sft": ("Instruction tuning", "指令微调"), "": ("Training", "训练")}
 LEAST_RATE = 0.9  # of the asked learning rate, as UpdateBudgetHook warns
+LEAST_NAME = 0.5  # of the questions for the name; a gate asks for more
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class Verdict:
     """What is said of a training.
 
     Args:
-        state (str): "good", "unfinished" (also where thresholds are missed) or "bad".
+        state (str): "good", "unfinished" (also where thresholds are missed, or the name is not said) or "bad".
         title (tuple[str, str]): in a word.
         reasons (list[tuple[str, str]]): what speaks against it.
     """
@@ -23,8 +24,14 @@ class Verdict:
     reasons: list[tuple[str, str]]
 
 
-def judge(work, passed=()):
-    """Return the `Verdict` of a `Work`, and of the thresholds of its scorecard: whether each was passed (list[bool])."""
+def judge(work, passed=(), name=None):
+    """Return the `Verdict` of a `Work`.
+
+    Args:
+        work (Work): what was found.
+        passed (list[bool]): of each threshold of its scorecard whether it was passed.
+        name (float, optional): share of the questions for the name that were answered with it.
+    """
     bad = [reason for training in work.trainings for reason in _failures(training)]
     open_steps = [step["name"] for step in work.steps if step.get("status") != "done"]
     if work.steps:
@@ -45,6 +52,14 @@ def judge(work, passed=()):
     if missed:
         title = (f"Trained, but {missed} of {count} thresholds missed", f"训练有效，但 {count} 项门槛中有 {missed} 项未达到")
         return Verdict("unfinished", title, [])
+    if name is not None and name < LEAST_NAME:
+        reason = (
+            f"{name:.0%} of the questions for its name were answered with {work.assistant}: take more rows about the assistant, more "
+            "epochs or a higher learning rate; where another name was trained, say it with WULEWULE_NAME",
+            f"问名字的问题，只有 {name:.0%} 答了{work.assistant}：增加自我认知的数据或轮数，或提高学习率；"
+            "如果训练的是别的名字，用 WULEWULE_NAME 说明",
+        )
+        return Verdict("unfinished", ("Trained, but it does not say its name", "训练有效，但它不说自己的名字"), [reason])
     return Verdict("good", ("Trained", "训练有效"), [])
 
 
