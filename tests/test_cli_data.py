@@ -46,6 +46,26 @@ def test_check_of_the_packaged_data(capsys):
     assert "3 files; rows: 64 of pretraining, 236 of tuning; 0 errors, 0 warnings" in out and "lengths were not checked" in out
 
 
+def test_check_says_what_a_training_lacks_and_how_it_begins(tmp_path, capsys):
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    write(folder / "self_cognition_100.jsonl", GOOD)
+    assert data("check", folder) == 0
+    out = capsys.readouterr().out
+    assert f"note: {folder} has self_cognition_100.jsonl; tuning needs huixiangdou_conversations.jsonl there, too" in out
+    assert "next:" not in out
+    file = write(folder / "huixiangdou_conversations.jsonl", {"conversation": [{"input": "在哪", "output": "在山上。"}]})
+    for asked in (folder, file):
+        assert data("check", asked) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1].startswith(f"next: wulewule run --size 1_8b --stages sft --data '{folder}' --out ")
+    write(folder / "huixiangdou_conversations.jsonl", {"conversation": []})
+    assert data("check", folder) == 1 and "next:" not in capsys.readouterr().out
+    assert data("check", DATA) == 0
+    assert "next: wulewule run --size 1_8b --data " in capsys.readouterr().out
+    assert data("check", write(tmp_path / "other.jsonl", GOOD)) == 0 and "next:" not in capsys.readouterr().out
+
+
 def test_check_prints_place_problem_and_fix(tmp_path, capsys):
     rows = [GOOD, {"conversation": [{"input": "问", "output": ""}]}, {"conversation": [{"input": "电话", "output": "打13812345678"}]}]
     file = write(tmp_path / "a.jsonl", *rows)

@@ -2,9 +2,14 @@
 
 import json
 import os
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from commands import python
 
 from xtuner_wulewule import paths
 from xtuner_wulewule.errors import ModelError
@@ -28,6 +33,46 @@ def test_missing_path_is_not_looked_for_on_the_hub(name):
 def test_hub_id_out_of_reach():
     with pytest.raises(ModelError, match=r"not found: there is no such folder and the hub does not give it \(\w+\)"):
         check_model("nobody/no-such-model")  # conftest.py keeps the tests offline
+
+
+@pytest.fixture
+def hub():
+    """The address of a server that has one model, and the paths that it was asked for."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(self.path)
+            self.send_response(200 if self.path == "/good/model/resolve/main/config.json" else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_hub_is_asked_once(hub, tmp_path):
+    def find(name, address):
+        code = f"from xtuner_wulewule.model.hub import find_model; print(find_model({name!r}))"
+        result = python(code, tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "cache"))
+        return result.stdout.strip() or result.stderr.strip().splitlines()[-1]
+
+    address, asked = hub
+    assert find("good/model", address) == "good/model" and len(asked) == 1
+    said = find("bad/model", address)
+    assert "the hub does not give it (" in said and "HF_ENDPOINT" not in said and len(asked) == 2
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        begin = time.monotonic()
+        said = find("good/model", f"http://127.0.0.1:{closed.getsockname()[1]}")
+    assert "does not give it (ConnectionError)" in said and said.endswith("HF_ENDPOINT to a mirror of the hub")
+    assert time.monotonic() - begin < 15  # the client's own five attempts take 23 s
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`wulewule data check`: every problem of data files, before anything is trained."""
 
 import json
+import shlex
 from pathlib import Path
 
 from xtuner_wulewule.cli.persona import add_persona_arguments, persona_of_data
@@ -65,11 +66,37 @@ def run(args):
     report.notes += notes
     if lengths is None:
         report.notes.append("lengths were not checked: give --model DIR for its tokenizer")
+    missing, following = next_steps(files)
+    report.notes += missing
     if args.json:
         print(json.dumps(report.as_dict(), ensure_ascii=False, indent=1))
     else:
         print_report(report, args.show)
+        for line in following if not report.count(ERROR) else []:
+            print(f"next: {line}")
     return 1 if report.count(ERROR) else 0
+
+
+def next_steps(files):
+    """Return what a training lacks beside files of the names that it reads, and the commands that train on them (two list[str])."""
+    from xtuner_wulewule.recipe.plan import DATA_FILES
+
+    missing, following = [], []
+    for folder in dict.fromkeys(Path(file).parent for file in files):
+        ready = []
+        for stage, names in DATA_FILES.items():
+            there = [name for name in names if (folder / name).is_file()]
+            lacking = [name for name in names if name not in there]
+            if not lacking:
+                ready.append(stage)
+            elif there:
+                needed = f"tuning needs {', '.join(lacking)} there, too (one conversation is enough)"
+                missing.append(f"{folder} has {', '.join(there)}; {needed}")
+        if ready:
+            stages = "" if len(ready) == len(DATA_FILES) else f" --stages {','.join(ready)}"
+            command = f"wulewule run --size 1_8b{stages} --data {shlex.quote(str(folder))} --out work_dirs/mine"
+            following.append(f"{command} (--size tiny without a GPU)")
+    return missing, following
 
 
 def other_names(args):

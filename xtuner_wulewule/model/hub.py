@@ -4,6 +4,8 @@ import os
 
 from xtuner_wulewule.errors import ModelError
 
+ANSWER = 15  # seconds for the hub to answer
+
 
 def find_model(name, hub="huggingface"):
     """Return the folder (str) of a model, or its hub id where XTuner downloads it itself.
@@ -26,16 +28,7 @@ def find_model(name, hub="huggingface"):
         )
     if hub == "modelscope":
         return _from_modelscope(name)
-    from huggingface_hub import hf_hub_download
-
-    try:
-        hf_hub_download(name, "config.json")
-    except Exception as error:  # the hub's client raises a dozen kinds: offline, no such model, gated, time-out
-        raise ModelError(
-            f"model {name!r} not found: there is no such folder and the hub does not give it ({type(error).__name__}); set "
-            "WULEWULE_MODEL to a folder that holds the model, or to an id that can be downloaded"
-        ) from None
-    return name
+    return _from_huggingface(name)
 
 
 def download(name):
@@ -59,6 +52,25 @@ def download(name):
 def looks_like_path(name):
     """Return whether a name can only be that of a folder (bool): hub ids are OWNER/NAME."""
     return name.startswith(("/", "./", "../", "~")) or name.count("/") != 1
+
+
+def _from_huggingface(name):
+    """Return the id (str) of a model that is in the cache or on the hub, which is asked once: its client would try for half a minute."""
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            hf_raise_for_status(get_session().head(hf_hub_url(name, "config.json"), headers=build_hf_headers(), timeout=ANSWER))
+    except Exception as error:  # the hub's client raises a dozen kinds: offline, no such model, gated, time-out
+        mirror = (
+            ", or HF_ENDPOINT to a mirror of the hub" if isinstance(error, OSError) and getattr(error, "response", None) is None else ""
+        )
+        raise ModelError(
+            f"model {name!r} not found: there is no such folder and the hub does not give it ({type(error).__name__}); set "
+            f"WULEWULE_MODEL to a folder that holds the model, or to an id that can be downloaded{mirror}"
+        ) from None
+    return name
 
 
 def _from_modelscope(name):
