@@ -70,7 +70,9 @@ def test_report_says_what_was_done(undisturbed, data):
     assert not list(out.glob("**/*.part"))
     assert f"report: {out}/report.json" in result.stdout and f"page: {out}/report.html" in result.stdout
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert '<h1 class="good">' in page and "你是谁？" in page and found["data"]["files"]["heishenghua_pretraining.jsonl"] in page
+    # the rows teach no name, which the report says
+    assert '<h1 class="unfinished">' in page and "Trained, but it does not say its name" in page
+    assert "你是谁？" in page and found["data"]["files"]["heishenghua_pretraining.jsonl"] in page
 
 
 def test_finished_run_does_nothing_again(undisturbed, data):
