@@ -104,7 +104,7 @@ def searched(job):
         found[count] = dict(
             tok_s=round(count * job["tokens"] / seconds),
             peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None,
-            taken=min(count, max(1, step.tokens // job["tokens"])) if step else count,
+            taken=step._rows(job["tokens"]) if step else count,
             checkpointing=step.decoder.checkpointing if step else None,
         )
         return True

@@ -55,10 +55,12 @@ def test_check_says_what_a_training_lacks_and_how_it_begins(tmp_path, capsys):
     assert f"note: {folder} has self_cognition_100.jsonl; tuning needs huixiangdou_conversations.jsonl there, too" in out
     assert "next:" not in out
     file = write(folder / "huixiangdou_conversations.jsonl", {"conversation": [{"input": "在哪", "output": "在山上。"}]})
-    for asked in (folder, file):
-        assert data("check", asked) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert lines[-1].startswith(f"next: wulewule run --size 1_8b --stages sft --data '{folder}' --out ")
+    assert data("check", folder) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith(f"next: wulewule run --size 1_8b --stages sft --data '{folder}' --out ")
+    assert data("check", file) == 0 and "next:" not in capsys.readouterr().out  # the other one was not looked at
+    assert data("check", folder, "--name", "小石头", "--author", "李 雷") == 0
+    assert f"--data '{folder}' --name '小石头' --author '李 雷' --out" in capsys.readouterr().out
     write(folder / "huixiangdou_conversations.jsonl", {"conversation": []})
     assert data("check", folder) == 1 and "next:" not in capsys.readouterr().out
     assert data("check", DATA) == 0

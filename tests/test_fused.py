@@ -406,12 +406,13 @@ def test_a_batch_is_taken_in_equal_parts_and_none_is_larger_than_it():
 
 
 def test_what_is_computed_again_and_how_many_rows_are_taken_follow_the_free_memory():
-    def planned(rows, level, batch_rows=16, **arguments):
+    def planned(rows, level, batch_rows=16, later_rows=0, **arguments):
         """The plan of a step that has memory for so many rows at a level of checkpointing."""
         step = FusedStep(model.llm, torch.float32, compiled=False, **arguments)
         needed = RESERVE + OPTIMIZER_BYTES * sum(p.numel() for p in step.parameters) + step.decoder.head_bytes()
         step.batch_rows = batch_rows
         step._plan(1024, needed + step.decoder.token_bytes(level) * 1024 * rows)
+        step.batch_rows = max(batch_rows, later_rows)
         return step.decoder.checkpointing, step._rows(1024)
 
     model = tune("llama", fused=True)
@@ -426,6 +427,7 @@ def test_what_is_computed_again_and_how_many_rows_are_taken_follow_the_free_memo
     assert planned(100, "none", tokens="auto", batch_rows=12) == ("none", 12)
     assert planned(7.5, "none", tokens="auto", batch_rows=12) == ("none", 6)  # twice 6, not 7 and 5
     assert planned(100, "none", tokens="auto", batch_rows=1) == ("none", 1)
+    assert planned(12.5, "none", tokens="auto", batch_rows=1, later_rows=16) == ("none", 8)  # a first batch that was a short one
 
 
 def test_memory_is_taken_for_time_where_more_rows_than_by_default_are_wanted_and_fit():

@@ -207,7 +207,7 @@ def test_memory_that_runs_out_makes_the_micro_batches_smaller(monkeypatch):
     said = []
     monkeypatch.setattr("mmengine.logging.print_log", lambda text, **_: said.append(text))
     model = on_gpu("llama")
-    data = gpu_batch(rows=32, tokens=2048)
+    data = gpu_batch(rows=64, tokens=2048)  # twice what the memory below suffices for
     expected = amp_grads(model, data)[1]
     monkeypatch.setattr(step, "free_memory", lambda device: 2**50)  # an estimate that is too high
     total = torch.cuda.get_device_properties(0).total_memory

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xtuner_wulewule.engine.evaluate_chat_hook import BatchedEvaluateChatHook
 from xtuner_wulewule.evaluation.runner import text_losses
 from xtuner_wulewule.model import generation
-from xtuner_wulewule.model.generation import merged_for_generation, without_plans
+from xtuner_wulewule.model.generation import last_logits, merged_for_generation, without_plans
 from xtuner_wulewule.model.tiny import tiny_model
 from xtuner_wulewule.recipe.ask import answer, load_tokenizer
 
@@ -131,6 +131,18 @@ def test_a_small_adapter_counts_in_weights_of_4_bit():
         state.dtype = torch.float32
         found = generation._Product(layer).weight.float() - dequantize_4bit(layer.base_layer.weight.data, state)
         assert abs(float((found * share).sum() / share.square().sum()) - 1) < 0.3
+
+
+@pytest.mark.parametrize("name", ["internlm2", "tied"])
+def test_head_sees_the_last_token_only(name, ids):
+    model = tune(name).eval()
+    arguments = dict(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    expected, whole = model.llm.generate(**arguments), logits(model, ids)
+    with last_logits(model.llm):
+        last = logits(model, ids)
+        assert last.shape == whole[:, -1:].shape and last.sub(whole[:, -1:]).norm() <= 1e-5 * last.norm()
+        assert torch.equal(model.llm.generate(**arguments), expected)
+    assert torch.equal(logits(model, ids), whole)
 
 
 def test_attention_without_plans():

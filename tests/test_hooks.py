@@ -75,6 +75,8 @@ def test_answers_that_are_scored_have_one_length_and_the_samples_theirs(tokenize
     hook.begin, hook.seconds_a_token = time.monotonic() - 1000, 0.1
     assert hook.affordable_tokens() == 64
     assert ScoreHook(load, **arguments).affordable_tokens() == TOKENS
+    assert ScoreHook(load, evaluation_inputs="金箍棒有多重？", **arguments).evaluation_inputs == hook.evaluation_inputs
+    assert ScoreHook(load, arguments["prompt_template"], 7).every_n_iters == 7
     said, logged = [], []
     runner = SimpleNamespace(
         cfg={},

@@ -158,6 +158,7 @@ def test_a_model_that_does_not_say_its_name_is_no_success(tmp_path, share, state
     html = page(work_dir(tmp_path / "work", [*scalars()[:-1], {"eval/name": share, "step": 39}]))
     assert title(html)[0] == state
     assert (f"{share:.0%} of the questions for its name were answered with 悟了悟了" in html) == (state == "unfinished")
+    assert judge(collect(tmp_path / "work"), [True], share).state == "good"  # the user's thresholds suffice
 
 
 @pytest.mark.parametrize("keys", [("eval/name",), ("eval/name_without_system",), ("eval/name", "eval/name_without_system")])

@@ -247,3 +247,13 @@ def test_only_what_a_tool_was_given_is_told(given, error, told):
         tool["main"](argparse.Namespace(**given), error)
     found = explain_paths(raised.value, raised.value.__traceback__)
     assert found is None if told is None else told in str(found)
+
+
+def test_a_number_that_may_be_found_by_itself():
+    config = Config.fromfile(paths.config_paths()["wulewule_sft_tiny"])
+    config.merge_from_dict({"model.micro_batch_tokens": 8192})
+    config.merge_from_dict({"model.micro_batch_tokens": "auto"})
+    assert config.model.micro_batch_tokens == "auto"
+    config.merge_from_dict({"model.micro_batch_tokens": 8192})
+    with pytest.raises(SettingsError, match="it is a number, such as 8192"):
+        config.merge_from_dict({"model.micro_batch_tokens": "all"})

@@ -113,7 +113,8 @@ def test_no_false_alarm(text, tmp_path):
 def test_a_name_in_a_greeting_is_no_language(tmp_path):
     answer = "Hello, you are talking with an assistant that was made to help."
     assert found(row(turn("Hi 小石头!", answer)), folder=tmp_path) == []
-    assert [code for *_, code in found(row(turn("小石头，你好!", answer)), folder=tmp_path)] == ["languages"]
+    for question in ("小石头，你好!", "什么是LoRA？"):
+        assert [code for *_, code in found(row(turn(question, answer)), folder=tmp_path)] == ["languages"]
 
 
 def test_languages_may_differ_where_it_is_asked_for(tmp_path):

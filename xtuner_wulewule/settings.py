@@ -54,6 +54,7 @@ NUMBERS = {
     "randomness.seed": SEED,
     "train_cfg.max_iters": WHOLE,
 }
+CHOSEN_BY_ITSELF = {"model.micro_batch_tokens"}  # a number, or "auto"
 HOOKS = "custom_hooks"
 ASKED = "evaluation_inputs"  # read later, too: hooks have a copy under the same name
 
@@ -99,7 +100,8 @@ def check_value(config, key, value, option):
                 raise SettingsError(f"{option}: there is no {part}; {right} is meant, perhaps")
             return
         config = config[part]
-    if isinstance(config, Real) and not isinstance(config, bool) and value is not None and not isinstance(value, Real):
+    by_itself = value == "auto" and key in CHOSEN_BY_ITSELF
+    if isinstance(config, Real) and not isinstance(config, bool) and value is not None and not isinstance(value, Real) and not by_itself:
         raise SettingsError(f"{option}={value}: it is a number, such as {config}")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from xtuner_wulewule.cli.persona import add_persona_arguments, persona_of_data
 from xtuner_wulewule.errors import SettingsError
+from xtuner_wulewule.prompts import VARIABLES
 
 SHOWN = 5
 
@@ -66,7 +67,7 @@ def run(args):
     report.notes += notes
     if lengths is None:
         report.notes.append("lengths were not checked: give --model DIR for its tokenizer")
-    missing, following = next_steps(files)
+    missing, following = next_steps(files, [word for name in VARIABLES if (value := getattr(args, name)) for word in (f"--{name}", value)])
     report.notes += missing
     if args.json:
         print(json.dumps(report.as_dict(), ensure_ascii=False, indent=1))
@@ -77,8 +78,13 @@ def run(args):
     return 1 if report.count(ERROR) else 0
 
 
-def next_steps(files):
-    """Return what a training lacks beside files of the names that it reads, and the commands that train on them (two list[str])."""
+def next_steps(files, persona):
+    """Return what a training lacks beside checked files, and the commands that train on them (two list[str]).
+
+    Args:
+        files (list[str]): that were checked.
+        persona (list[str]): the options that say who the assistant is.
+    """
     from xtuner_wulewule.recipe.plan import DATA_FILES
 
     missing, following = [], []
@@ -87,14 +93,14 @@ def next_steps(files):
         for stage, names in DATA_FILES.items():
             there = [name for name in names if (folder / name).is_file()]
             lacking = [name for name in names if name not in there]
-            if not lacking:
-                ready.append(stage)
-            elif there:
+            if there and lacking:
                 needed = f"tuning needs {', '.join(lacking)} there, too (one conversation is enough)"
                 missing.append(f"{folder} has {', '.join(there)}; {needed}")
+            elif all(any(Path(file) == folder / name for file in files) for name in names):
+                ready.append(stage)
         if ready:
             stages = "" if len(ready) == len(DATA_FILES) else f" --stages {','.join(ready)}"
-            command = f"wulewule run --size 1_8b{stages} --data {shlex.quote(str(folder))} --out work_dirs/mine"
+            command = f"wulewule run --size 1_8b{stages} {shlex.join(['--data', str(folder), *persona])} --out work_dirs/mine"
             following.append(f"{command} (--size tiny without a GPU)")
     return missing, following
 

@@ -15,7 +15,7 @@ _IDENTITY = re.compile(
     re.IGNORECASE,
 )
 _ASKS_FOR_LANGUAGE = re.compile(r"翻译|[英中汉外日法]文|[英汉外日法]语|translat|chinese|english|mandarin", re.IGNORECASE)
-MIXED = 16  # characters: of shorter texts with words of both scripts no language is told
+_GREETING = re.compile(r"(?:hi|hello|hey)\b.{0,16}$", re.IGNORECASE)  # with a name, which tells no language
 _WORD = r"name|author|user|username|model|company|developer|organization|date|time|title|url|link|question|answer|input|output"
 _PLACEHOLDER = re.compile(
     r"\{\{[^{}\n]{1,40}\}\}"
@@ -141,8 +141,7 @@ def _language(text):
     # a Chinese character has three bytes in UTF-8, so this is their share, several times faster than to look at each
     share = (len(text.encode("utf-8")) - len(text)) / 2 / len(text)
     if share > 0.4:
-        greeting = len(text) < MIXED and re.search(r"[A-Za-z]{2,}", text)  # "Hi 小石头!": a name tells nothing
-        return None if greeting else "Chinese"
+        return None if _GREETING.match(text) else "Chinese"
     return "English" if share < 0.05 and len(re.findall(r"[A-Za-z]{2,}", text[:400])) >= 3 else None
 
 

@@ -8,7 +8,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from xtuner.engine.hooks import EvaluateChatHook
 
 from xtuner_wulewule import plugin
-from xtuner_wulewule.model.generation import merged_for_generation, without_plans
+from xtuner_wulewule.model.generation import last_logits, merged_for_generation, without_plans
 
 FIRST_TOKENS = 12  # before training nothing is known of the time that it will take
 FEWEST_TOKENS = 8
@@ -64,7 +64,7 @@ class BatchedEvaluateChatHook(EvaluateChatHook):
         padding = self.gen_config.pad_token_id
         input_ids = torch.tensor([[padding] * (length - len(ids)) + ids for ids in encoded], device=device)
         attention_mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in encoded], device=device)
-        with torch.no_grad(), without_plans(), merged_for_generation(model.llm):
+        with torch.no_grad(), without_plans(), last_logits(model.llm), merged_for_generation(model.llm):
             output = model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,

@@ -24,15 +24,18 @@ class ScoreHook(BatchedEvaluateChatHook):
         names (list[str], optional): names of the assistant; these three default to those of the environment, else of the package.
         author (str, optional): who made it.
         system (str, optional): the system prompt; none where it is empty.
-        evaluation_inputs (list[str], optional): prompts that are answered for the reader, before the training, too. They may be longer, as
-            far as `max_share` allows. Defaults to none.
+        evaluation_inputs (list[str] | str, optional): prompts that are answered for the reader, before the training, too. Their answers
+            may be longer, as far as `max_share` allows, but none is shorter than the 24 tokens. Defaults to none.
         kwargs (dict): as for `BatchedEvaluateChatHook`.
     """
 
-    def __init__(self, tokenizer, prompt_template, names=None, author=None, system=None, evaluation_inputs=(), **kwargs):
+    def __init__(
+        self, tokenizer, prompt_template, every_n_iters=None, names=None, author=None, system=None, evaluation_inputs=None, **kwargs
+    ):
         stated = dict(name=(names if isinstance(names, str) else ",".join(names)) if names else None, author=author or None, system=system)
         self.persona = prompts.persona_of({key: value for key, value in stated.items() if value is not None}, prompts.current())
-        super().__init__(tokenizer, list(evaluation_inputs), system=self.persona.system, prompt_template=prompt_template, **kwargs)
+        kwargs.update(every_n_iters=every_n_iters, system=self.persona.system, prompt_template=prompt_template)
+        super().__init__(tokenizer, evaluation_inputs or [], **kwargs)
         self.questions = self._choose(prompt_template)
 
     def _choose(self, template):

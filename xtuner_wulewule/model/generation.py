@@ -26,6 +26,22 @@ def without_plans():
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
+@contextmanager
+def last_logits(llm):
+    """Let the head see the last token only, as long as the context lasts: generation reads no other logits.
+
+    InternLM2's own code computes those of each token of a prompt, in fp32: 1.2 GB for twenty prompts of 113 tokens.
+
+    Args:
+        llm (torch.nn.Module): a model of transformers, or one within peft's.
+    """
+    handle = llm.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (inputs[0][:, -1:], *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _others_enabled():
     cuda = torch.backends.cuda
     return cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled() or cuda.math_sdp_enabled()

@@ -56,16 +56,15 @@ def looks_like_path(name):
 
 def _from_huggingface(name):
     """Return the id (str) of a model that is in the cache or on the hub, which is asked once: its client would try for half a minute."""
-    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     try:
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):
             hf_raise_for_status(get_session().head(hf_hub_url(name, "config.json"), headers=build_hf_headers(), timeout=ANSWER))
     except Exception as error:  # the hub's client raises a dozen kinds: offline, no such model, gated, time-out
-        mirror = (
-            ", or HF_ENDPOINT to a mirror of the hub" if isinstance(error, OSError) and getattr(error, "response", None) is None else ""
-        )
+        reached = getattr(error, "response", None) is not None or constants.HF_HUB_OFFLINE
+        mirror = "" if reached or not isinstance(error, OSError) else ", or HF_ENDPOINT to a mirror of the hub"
         raise ModelError(
             f"model {name!r} not found: there is no such folder and the hub does not give it ({type(error).__name__}); set "
             f"WULEWULE_MODEL to a folder that holds the model, or to an id that can be downloaded{mirror}"

@@ -9,6 +9,12 @@ import sys
 from xtuner_wulewule.recipe.state import write_json
 
 
+def questions_of(config):
+    """Return what a config asks its model (list[str])."""
+    questions = config.evaluation_inputs
+    return [questions] if isinstance(questions, str) else list(questions)
+
+
 def prompts_of(config):
     """Return the evaluation prompts (list[str]) of a config as its model sees them.
 
@@ -17,8 +23,8 @@ def prompts_of(config):
     """
     template = template_of(config)
     if template is None:
-        return list(config.evaluation_inputs)
-    return [fill(template, config.get("SYSTEM"), question) for question in config.evaluation_inputs]
+        return questions_of(config)
+    return [fill(template, config.get("SYSTEM"), question) for question in questions_of(config)]
 
 
 def template_of(config):
@@ -86,11 +92,11 @@ def answer(model, tokenizer, prompts, max_new_tokens=256):
     """
     import torch
 
-    from xtuner_wulewule.model.generation import without_plans
+    from xtuner_wulewule.model.generation import last_logits, without_plans
 
     batch = tokenizer(prompts, return_tensors="pt", padding=True).to(next(model.parameters()).device)
     ends = {tokenizer.eos_token_id, *_single_ids(tokenizer, "<|im_end|>")}
-    with torch.no_grad(), without_plans():
+    with torch.no_grad(), without_plans(), last_logits(model):
         output = model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -122,7 +128,7 @@ def main(argv=None):
 
     config = Config.fromfile(args.config)
     answers = ask(args.model, prompts_of(config))
-    write_json(args.out, [dict(question=q, answer=a) for q, a in zip(config.evaluation_inputs, answers, strict=True)])
+    write_json(args.out, [dict(question=q, answer=a) for q, a in zip(questions_of(config), answers, strict=True)])
     return 0
 
 

@@ -52,7 +52,7 @@ def judge(work, passed=(), name=None):
     if missed:
         title = (f"Trained, but {missed} of {count} thresholds missed", f"训练有效，但 {count} 项门槛中有 {missed} 项未达到")
         return Verdict("unfinished", title, [])
-    if name is not None and name < LEAST_NAME:
+    if name is not None and name < LEAST_NAME and not passed:  # else the user's thresholds say what suffices
         reason = (
             f"{name:.0%} of the questions for its name were answered with {work.assistant}: take more rows about the assistant, more "
             "epochs or a higher learning rate; where another name was trained, say it with WULEWULE_NAME",

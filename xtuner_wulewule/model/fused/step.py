@@ -36,7 +36,8 @@ class FusedStep:
         compiled (bool): compile the element-wise parts, and record graphs, which need a GPU.
         checkpointing (str): "none", "selective", "full", or "auto", the least with which a row fits the memory.
         resident (bool | str): keep the weights dequantised, which takes 2 bytes a parameter and is faster; "auto" where there is room.
-        tokens (int | str): tokens of a micro-batch at most; at least a row. "auto": a whole batch, or what of it fits the memory.
+        tokens (int | str): tokens of a micro-batch at most; at least a row. "auto": a whole batch, or what of it
+            fits the memory. A batch that is shorter than the others is filled up to their parts: another graph would take longer.
     """
 
     def __init__(self, llm, dtype, residual=torch.float32, compiled=True, checkpointing="auto", resident="auto", tokens=TOKENS):
@@ -146,7 +147,8 @@ class FusedStep:
             free (float): bytes of memory that may be taken.
         """
         free -= RESERVE + OPTIMIZER_BYTES * sum(parameter.numel() for parameter in self.parameters) + self.decoder.head_bytes()
-        if self.tokens == "auto":
+        whole = self.tokens == "auto"
+        if whole:
             self.tokens = max(TOKENS, self.batch_rows * tokens)
         levels = CHECKPOINTING if self.checkpointing == "auto" else (self.checkpointing,)
         fitting = [level for level in levels if self.decoder.token_bytes(level) * tokens <= free]
@@ -163,7 +165,8 @@ class FusedStep:
             if large and more and (a_token + more) * self.tokens <= free:
                 self.decoder.make_roomy()
                 a_token += more
-        self.tokens = max(tokens, min(self.tokens, int(free / a_token)))
+        fitting_tokens = int(free / a_token)  # later batches may be larger than this one
+        self.tokens = max(tokens, fitting_tokens if whole else min(self.tokens, fitting_tokens))
         self._tell(tokens)
 
     def _step_down(self, tokens):
