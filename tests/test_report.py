@@ -37,6 +37,8 @@ def test_plain_work_folder(tmp_path):
     assert training.log.environment == {"Python": "3.11.7 (main)", "PyTorch": "2.5.1"} and training.log.seconds == 90
     assert training.log.data["left_out"] == 50 and training.log.data["full"] == 41.5 and training.log.data["packing"] == "best_fit"
     assert training.examples() == [dict(question="你是谁？", before=ANSWERS[0], after=ANSWERS[1])]
+    training.config["evaluation_inputs"] = "你是谁？"  # as --cfg-options evaluation_inputs=你是谁？ leaves it
+    assert training.examples() == [dict(question="你是谁？", before=ANSWERS[0], after=ANSWERS[1])]
     html = page(folder)
     assert title(html) == ("good", "Trained", "训练有效")
     assert "Speed" in html and "41.5 %" in html and "The rate is odd (2 ×)" in html and "max_length" in html

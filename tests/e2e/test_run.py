@@ -71,7 +71,7 @@ def test_report_says_what_was_done(undisturbed, data):
     assert f"report: {out}/report.json" in result.stdout and f"page: {out}/report.html" in result.stdout
     page = (out / "report.html").read_text(encoding="utf-8")
     # the rows teach no name, which the report says
-    assert '<h1 class="unfinished">' in page and "Trained, but it does not say its name" in page
+    assert '<h1 class="unfinished">' in page and "Trained, but it seldom says its name" in page
     assert "你是谁？" in page and found["data"]["files"]["heishenghua_pretraining.jsonl"] in page
 
 

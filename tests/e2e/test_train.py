@@ -79,7 +79,7 @@ def test_report_reads_the_work_folder(plain, tmp_path):
     result = run([WULEWULE, "report", work_dir, "--out", tmp_path / "page.html"], tmp_path)
     assert result.returncode == 0, result.stderr
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "Trained, but it does not say its name" in page and page.count("<svg") == 5  # loss, rate, norm, speed, persona
+    assert "Trained, but it seldom says its name" in page and page.count("<svg") == 5  # loss, rate, norm, speed, persona
     assert "Only 8 optimizer updates" in page and "你是谁？" in page and "7</td>" in page
     assert "Failed to search registry" in page.partition("What the libraries say in every training")[2]
 

@@ -98,6 +98,8 @@ def next_steps(files, persona):
                 missing.append(f"{folder} has {', '.join(there)}; {needed}")
             elif all(any(Path(file) == folder / name for file in files) for name in names):
                 ready.append(stage)
+            elif there and len(names) > 1:  # tuning's other file was not looked at
+                following.append(shlex.join(["wulewule", "data", "check", str(folder)]))
         if ready:
             stages = "" if len(ready) == len(DATA_FILES) else f" --stages {','.join(ready)}"
             command = f"wulewule run --size 1_8b{stages} {shlex.join(['--data', str(folder), *persona])} --out work_dirs/mine"

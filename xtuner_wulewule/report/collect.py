@@ -117,6 +117,7 @@ class Training:
         """Return what was answered before and after (list[dict] with `question`, `before`, `after`; None where it was not asked)."""
         first, last = (self.log.samples[0], self.log.samples[-1]) if len(self.log.samples) > 1 else ([], (self.log.samples or [[]])[0])
         questions = self.config.get("evaluation_inputs")
+        questions = [questions] if isinstance(questions, str) else questions
         found = []
         for question in questions if isinstance(questions, list) else []:
             before, after = (_answer(question, texts) for texts in (first, last))

@@ -59,7 +59,7 @@ def judge(work, passed=(), name=None):
             f"问名字的问题，只有 {name:.0%} 答了{work.assistant}：增加自我认知的数据或轮数，或提高学习率；"
             "如果训练的是别的名字，用 WULEWULE_NAME 说明",
         )
-        return Verdict("unfinished", ("Trained, but it does not say its name", "训练有效，但它不说自己的名字"), [reason])
+        return Verdict("unfinished", ("Trained, but it seldom says its name", "训练有效，但它很少说自己的名字"), [reason])
     return Verdict("good", ("Trained", "训练有效"), [])
 
 
