@@ -67,7 +67,8 @@ def run(args):
     report.notes += notes
     if lengths is None:
         report.notes.append("lengths were not checked: give --model DIR for its tokenizer")
-    missing, following = next_steps(files, [word for name in VARIABLES if (value := getattr(args, name)) for word in (f"--{name}", value)])
+    said = {name: getattr(args, name) for name in VARIABLES if getattr(args, name) is not None}
+    missing, following = next_steps(files, [word for name, value in said.items() for word in (f"--{name}", value)])
     report.notes += missing
     if args.json:
         print(json.dumps(report.as_dict(), ensure_ascii=False, indent=1))
@@ -87,18 +88,20 @@ def next_steps(files, persona):
     """
     from xtuner_wulewule.recipe.plan import DATA_FILES
 
-    missing, following = [], []
+    checked, missing, following = set(map(Path, files)), [], []
     for folder in dict.fromkeys(Path(file).parent for file in files):
         ready = []
         for stage, names in DATA_FILES.items():
-            there = [name for name in names if (folder / name).is_file()]
-            lacking = [name for name in names if name not in there]
-            if there and lacking:
-                needed = f"tuning needs {', '.join(lacking)} there, too (one conversation is enough)"
-                missing.append(f"{folder} has {', '.join(there)}; {needed}")
-            elif all(any(Path(file) == folder / name for file in files) for name in names):
+            needed = {folder / name for name in names}
+            lacking = [name for name in names if not (folder / name).is_file()]
+            if not needed & checked:
+                continue
+            if lacking:
+                there = ", ".join(name for name in names if name not in lacking)
+                missing.append(f"{folder} has {there}; tuning needs {', '.join(lacking)} there, too (one conversation is enough)")
+            elif needed <= checked:
                 ready.append(stage)
-            elif there and len(names) > 1:  # tuning's other file was not looked at
+            else:
                 following.append(shlex.join(["wulewule", "data", "check", str(folder)]))
         if ready:
             stages = "" if len(ready) == len(DATA_FILES) else f" --stages {','.join(ready)}"

@@ -34,8 +34,14 @@ class ScoreHook(BatchedEvaluateChatHook):
     ):
         stated = dict(name=(names if isinstance(names, str) else ",".join(names)) if names else None, author=author or None, system=system)
         self.persona = prompts.persona_of({key: value for key, value in stated.items() if value is not None}, prompts.current())
-        kwargs.update(every_n_iters=every_n_iters, system=self.persona.system, prompt_template=prompt_template)
-        super().__init__(tokenizer, evaluation_inputs or [], **kwargs)
+        super().__init__(
+            tokenizer,
+            evaluation_inputs or [],
+            system=self.persona.system,
+            prompt_template=prompt_template,
+            every_n_iters=every_n_iters,
+            **kwargs,
+        )
         self.questions = self._choose(prompt_template)
 
     def _choose(self, template):

@@ -10,9 +10,11 @@ from xtuner_wulewule.recipe.state import write_json
 
 
 def questions_of(config):
-    """Return what a config asks its model (list[str])."""
-    questions = config.evaluation_inputs
-    return [questions] if isinstance(questions, str) else list(questions)
+    """Return what a config (mmengine.config.Config | dict) asks its model (list[str]), nothing where it says nothing of that."""
+    questions = config.get("evaluation_inputs")
+    if isinstance(questions, str):  # XTuner takes one as a word
+        return [questions]
+    return list(questions) if isinstance(questions, (list, tuple)) else []
 
 
 def prompts_of(config):

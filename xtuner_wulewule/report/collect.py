@@ -10,6 +10,7 @@ from pathlib import Path
 
 from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.prompts import persona_of_config
+from xtuner_wulewule.recipe.ask import questions_of
 from xtuner_wulewule.recipe.plan import STAGES
 from xtuner_wulewule.recipe.results import read_rows
 from xtuner_wulewule.recipe.state import kept_persona
@@ -116,10 +117,8 @@ class Training:
     def examples(self):
         """Return what was answered before and after (list[dict] with `question`, `before`, `after`; None where it was not asked)."""
         first, last = (self.log.samples[0], self.log.samples[-1]) if len(self.log.samples) > 1 else ([], (self.log.samples or [[]])[0])
-        questions = self.config.get("evaluation_inputs")
-        questions = [questions] if isinstance(questions, str) else questions
         found = []
-        for question in questions if isinstance(questions, list) else []:
+        for question in questions_of(self.config):
             before, after = (_answer(question, texts) for texts in (first, last))
             if before is not None or after is not None:
                 found.append(dict(question=question, before=before, after=after))
