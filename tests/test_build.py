@@ -3,6 +3,7 @@
 import functools
 import gc
 import json
+import logging
 import os
 import random
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mmengine.logging import MMLogger
 from profiles import SETTINGS
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -303,6 +305,69 @@ def test_what_is_kept_in_the_cache(tmp_path, build, monkeypatch):
         write(file, [{"text": f"第{number}只石猴。"}])
         assert build([str(file)]).store.folder != folder
     assert not folder.exists() and len(list(folder.parent.iterdir())) == KEPT_STORES
+
+
+@pytest.fixture
+def warned(caplog):
+    """Return the warnings of mmengine's log since the last call."""
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+
+    def warned():
+        said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        caplog.clear()
+        return said
+
+    yield warned
+    logger.removeHandler(caplog.handler)
+
+
+def repeated_rows(folder):
+    """Write two files of which the second repeats the only row of the first, of which the data check warns; return them."""
+    folder.mkdir()
+    row = {"conversation": [{"input": "这棒子有多重？", "output": "一万三千五百斤，你拿得动吗？"}]}
+    return [write(folder / name, [row]) for name in ("a.jsonl", "b.jsonl")]
+
+
+def test_warnings_are_told_again_where_the_data_is_in_the_cache(tmp_path, build, warned):
+    files = repeated_rows(tmp_path / "rows")
+    folder = build(files, wulewule_sft_map_fn).store.folder
+    (first,) = warned()
+    assert f"1 x duplicate, first {files[1]}:1: the same text as {files[0]}:1" in first
+    for _ in range(2):
+        assert build(files, wulewule_sft_map_fn, max_length=64).store.folder == folder and warned() == [first]
+    build([PRETRAIN_FILE])
+    assert build([PRETRAIN_FILE]).store.ledger["left_out"] == [] == warned()
+
+
+def test_cache_tells_of_the_files_where_they_are_now(tmp_path, build, warned):
+    build(repeated_rows(tmp_path / "rows"), wulewule_sft_map_fn)
+    (before,) = warned()
+    (tmp_path / "rows").rename(tmp_path / "moved")
+    build([str(tmp_path / "moved" / name) for name in ("a.jsonl", "b.jsonl")], wulewule_sft_map_fn)
+    assert warned() == [before.replace(f"{tmp_path}/rows/", f"{tmp_path}/moved/")] != [before]
+
+
+def test_cache_tells_what_is_said_of_the_persona_that_is_given_now(tmp_path, build, warned, monkeypatch):
+    row = {"conversation": [{"system": "说话简短。", "input": "你是谁", "output": "我是Kimi。"}]}
+    file = write(tmp_path / "rows.jsonl", [row])
+    monkeypatch.setenv("WULEWULE_SYSTEM", "说话简短。")
+    build([file], wulewule_sft_map_fn)
+    (said,) = warned()
+    assert "1 x other_name" in said
+    monkeypatch.setenv("WULEWULE_NAME", "Kimi")
+    build([file], wulewule_sft_map_fn)
+    assert warned() == []
+
+
+def test_cache_of_an_earlier_version_has_no_warnings(tmp_path, build, warned):
+    files = repeated_rows(tmp_path / "rows")
+    ledger = build(files, wulewule_sft_map_fn).store.folder / "ledger.json"
+    kept = json.loads(ledger.read_text(encoding="utf-8"))
+    del kept["warnings"]
+    ledger.write_text(json.dumps(kept), encoding="utf-8")
+    warned()
+    assert build(files, wulewule_sft_map_fn).rows_read == 2 and warned() == []
 
 
 def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path, build):

@@ -105,6 +105,24 @@ build_wulewule_dataset("rows.jsonl", tokenizer, 512, map_fn, cache_dir="cache")
 """
 
 
+TOLD = """
+import logging
+from mmengine.logging import MMLogger
+from torch import distributed
+from transformers import AutoTokenizer
+from xtuner_wulewule.dataset.build import build_wulewule_dataset
+from xtuner_wulewule.model.tiny import tiny_model
+
+tokenizer = AutoTokenizer.from_pretrained(tiny_model(), trust_remote_code=True)
+distributed.init_process_group("gloo")
+for time in ("first", "second"):
+    handler = logging.FileHandler(f"{time}.{distributed.get_rank()}")
+    MMLogger.get_current_instance().addHandler(handler)
+    build_wulewule_dataset("twice.jsonl", tokenizer, 512, "wulewule_sft_map_fn", cache_dir="cache")
+    MMLogger.get_current_instance().removeHandler(handler)
+"""
+
+
 @pytest.fixture
 def ranks(tmp_path):
     """Start two ranks; those that are named sleep before they build. None is left at the end."""
@@ -113,8 +131,8 @@ def ranks(tmp_path):
     group = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(*free_ports()), CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     started = []
 
-    def start(*sleepers):
-        command = [sys.executable, "-W", "ignore", "-c", RANK, *map(str, sleepers)]
+    def start(*sleepers, code=RANK):
+        command = [sys.executable, "-W", "ignore", "-c", code, *map(str, sleepers)]
         for rank in ("0", "1"):
             env = {**outer, **group, "RANK": rank, "LOCAL_RANK": rank}
             started.append(subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True))
@@ -143,3 +161,13 @@ def test_rank_0_is_killed(sleepers, ranks, tmp_path):
     _, said = second.communicate(timeout=SECONDS)
     assert second.returncode == 1 and "Traceback" not in said
     assert last_line(said).startswith("xtuner-wulewule: error: another process ended, or took longer than XTUNER_DATASET_TIMEOUT (1:00:00)")
+
+
+def test_warnings_are_told_by_one_rank(ranks, tmp_path):
+    row = json.dumps({"conversation": [{"input": "Which staff is it?", "output": "One of thirteen thousand pounds."}]})
+    (tmp_path / "twice.jsonl").write_text(f"{row}\n{row}\n")
+    for process in ranks(code=TOLD):
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    for when in ("first", "second"):  # built, and found in the cache
+        assert [(tmp_path / f"{when}.{rank}").read_text().count("1 x duplicate") for rank in (0, 1)] == [1, 0]

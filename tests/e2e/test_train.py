@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 import torch
@@ -82,6 +81,20 @@ def test_report_reads_the_work_folder(plain, tmp_path):
     assert "Trained, but it seldom says its name" in page and page.count("<svg") == 5  # loss, rate, norm, speed, persona
     assert "Only 8 optimizer updates" in page and "你是谁？" in page and "7</td>" in page
     assert "Failed to search registry" in page.partition("What the libraries say in every training")[2]
+
+
+def test_warnings_of_the_data_are_in_the_report_of_each_training_on_it(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    file = folder / "huixiangdou_conversations.jsonl"
+    with open(file, "a", encoding="utf-8") as stream:  # its first row, once more
+        stream.write(file.read_text(encoding="utf-8").partition("\n")[0] + "\n")
+    for number in range(2):  # the second time the data is in the cache
+        work_dir = tmp_path / f"work{number}"
+        output = train("wulewule_sft_tiny", folder, work_dir, "train_cfg.max_epochs=1")
+        assert output.count("1 x duplicate") == 1
+        assert run([WULEWULE, "report", work_dir], tmp_path).returncode == 0
+        page = (work_dir / "report.html").read_text(encoding="utf-8")
+        assert f"1 x duplicate, first {file}:5: the same text as line 1</p>" in page
 
 
 def losses(work_dir):
@@ -199,7 +212,7 @@ def test_persona_is_scored(stuck):
 
 def test_persona_of_the_environment_is_asked_and_other_rows_are_told(data, tmp_path):
     system = "你是{小石头}，由李雷开发。"  # braces, which XTuner's hook would take for names of settings
-    row = conversation(("你叫什么", f"我是小石头。{uuid4()}"))  # rows that are in no cache: warnings are told when they are first read
+    row = conversation(("你叫什么", "我是小石头。"))
     row["conversation"][0]["system"] = "别的提示"
     folder = tmp_path / "data"
     shutil.copytree(data, folder)

@@ -11,10 +11,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from xtuner_wulewule import __version__, paths
+from xtuner_wulewule import __version__, paths, prompts
 from xtuner_wulewule.dataset import store as stores
 from xtuner_wulewule.dataset.encode import Encoder, segments, settings_of
-from xtuner_wulewule.dataset.loader import checker_of, conclude, existing_files
+from xtuner_wulewule.dataset.loader import checker_of, conclude, existing_files, log_warnings
 from xtuner_wulewule.dataset.packing import MODES
 from xtuner_wulewule.dataset.progress import each_file, progress, total_size
 from xtuner_wulewule.dataset.split import Split
@@ -76,8 +76,10 @@ def build_wulewule_dataset(
     tokenizer, map_fn, template = _resolve(tokenizer, dataset_map_fn, template_map_fn)
     root = paths.cache_dir() / "datasets" if cache_dir is None else paths.expand(cache_dir)
     settings = settings_of(tokenizer)
-    folder = root / stores.content_key(files, *_identity(tokenizer, settings, map_fn, template, split))
-    on_one_rank(lambda: _make_store(folder, files, tokenizer, settings, map_fn, template, split), folder.name)
+    key = stores.content_key(files, *_identity(tokenizer, settings, map_fn, template, split))
+    # the ledger names files, which another machine may have elsewhere, and its warnings are about the persona that is given
+    folder = root / stores.content_key([], key, files, prompts.given())
+    on_one_rank(lambda: _make_store(folder, files, tokenizer, settings, map_fn, template, split), key)
     os.utime(folder)  # used now
     dataset = PackedDataset(stores.TokenStore(folder), max_length, packing, seed if shuffle else None)
     _log(dataset.describe())
@@ -266,8 +268,6 @@ class _Template(dict):
 
 def _identity(tokenizer, settings, map_fn, template, split):
     """What, besides the files, decides the tokens."""
-    from xtuner_wulewule import prompts
-
     function = (getattr(map_fn, "__module__", None), getattr(map_fn, "__qualname__", repr(map_fn)), _source(map_fn))
     return (
         __version__,
@@ -293,6 +293,7 @@ def _source(function):
 
 def _make_store(folder, files, tokenizer, settings, map_fn, template, split):
     if (folder / stores.LEDGER).is_file():
+        log_warnings(stores.read_ledger(folder).get("warnings", ""))  # which a store of an earlier version lacks
         return
     gc.freeze()  # or Python goes through everything that was imported, again and again
     try:
@@ -313,7 +314,7 @@ def _batches(files, encoder, map_fn, template, split):
             if waiting is not None:
                 yield _encoded(encoder, ledger, *waiting)
             waiting = begun
-        conclude(checker)
+        ledger["warnings"] = conclude(checker)
         if waiting is not None:
             yield _encoded(encoder, ledger, *waiting)
     split.check_rest(ledger["rows"])

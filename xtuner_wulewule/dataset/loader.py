@@ -72,10 +72,13 @@ def checker_of(map_fn, files, checks=True):
 
 
 def conclude(checker):
-    """End the check of a training.
+    """End the check of a training, and log its warnings.
 
     Args:
         checker (Checker): it has seen all files.
+
+    Returns:
+        str: the warnings, as `log_warnings` takes them to log them again.
 
     Raises:
         DataError: it found errors; the first five are named.
@@ -85,22 +88,34 @@ def conclude(checker):
     if errors:
         shown = [f"{problem.place(field=False)}: {problem.message}; {problem.fix}" for problem in report.errors(SHOWN_PROBLEMS)]
         raise DataError(f"{first_of(shown, errors)}; nothing was trained, correct the data and start again")
-    _log_warnings(report)
+    warnings = _warnings(report)
+    log_warnings(warnings)
+    return warnings
 
 
 def _as_it_is(row):
     return row
 
 
-def _log_warnings(report):
-    """Log a line for each kind of warning."""
-    if not report.count(WARNING):
-        return
-    from mmengine.logging import print_log
+def log_warnings(warnings):
+    """Log the warnings about the data.
 
+    Args:
+        warnings (str): of `conclude`; where it is empty, nothing is said.
+    """
+    if warnings:
+        from mmengine.logging import print_log
+
+        print_log(warnings, logger="current", level=logging.WARNING)
+
+
+def _warnings(report):
+    """Return a line for each kind of warning (str), empty where there is none."""
+    if not report.count(WARNING):
+        return ""
     first = {}
     for problem in report.problems:
         first.setdefault(problem.code, problem)
     lines = [f"  {report.counts[WARNING, code]} x {code}, first {p.place() or 'in the set'}: {p.message}" for code, p in first.items()]
     lines = [f"the data has {report.count(WARNING)} warnings; wulewule data check shows all", *lines, *report.notes]
-    print_log("\n".join(lines), logger="current", level=logging.WARNING)
+    return "\n".join(lines)

@@ -23,14 +23,19 @@ class TokenStore:
     Attributes:
         tokens (numpy.ndarray): int32, on the disk, shape (tokens,); ids where trained, else `~id`.
         offsets (numpy.ndarray): int64, shape (documents + 1,); document d is `tokens[offsets[d]:offsets[d + 1]]`.
-        ledger (dict): rows read, tokens in, tokens kept, and what was left out: row and reason.
+        ledger (dict): rows read, tokens in, tokens kept, what was left out: row and reason, and the warnings that were logged.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
         self.offsets = np.fromfile(self.folder / OFFSETS, dtype=np.int64)
         self.tokens = np.memmap(self.folder / TOKENS, dtype=np.int32, mode="r") if self.offsets[-1] else np.zeros(0, dtype=np.int32)
-        self.ledger = json.loads((self.folder / LEDGER).read_text(encoding="utf-8"))
+        self.ledger = read_ledger(self.folder)
+
+
+def read_ledger(folder):
+    """Return the ledger (dict) of a token store (pathlib.Path)."""
+    return json.loads((folder / LEDGER).read_text(encoding="utf-8"))
 
 
 def write(folder, batches):
