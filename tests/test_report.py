@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from work_dirs import ANSWERS, BUDGET, DATA, EVIL, run_dir, scalars, scorecard, work_dir
+from work_dirs import ANSWERS, BUDGET, CONFIG, DATA, EVIL, run_dir, scalars, scorecard, work_dir
 
 from xtuner_wulewule.cli import main
 from xtuner_wulewule.cli.run import write_page
@@ -43,6 +43,47 @@ def test_plain_work_folder(tmp_path):
     assert title(html) == ("good", "Trained", "训练有效")
     assert "Speed" in html and "41.5 %" in html and "The rate is odd (2 ×)" in html and "max_length" in html
     assert re.search(r"Not logged: .*Gradient norm.*GPU memory", html) and "No scorecard" in html
+
+
+def settings(html):
+    """The settings on a page, by their names: values of each training in turn."""
+    rows, found = re.findall(r"<tr><td>(\w+)</td><td>(.*?)</td></tr>", html.partition("Settings</span>")[2].partition("<pre>")[0]), {}
+    for name, value in rows:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+# names of a config that is used with other options, and the places that have their values
+CHANGED = """pretrained_model_name_or_path = 'a/base'
+max_epochs = 20
+max_norm = 1
+weight_decay = 0
+batch_size = 2
+SYSTEM = 'Be brief.'
+model = dict(llm=dict(pretrained_model_name_or_path='another/base'), type='SupervisedFinetune')
+train_dataloader = dict(batch_size=3, dataset=dict(data_files=['other.jsonl'], max_length=64, type='build'))
+optim_wrapper = dict(accumulative_counts=4, clip_grad=None, optimizer=dict(lr=0.5, weight_decay=0.1))
+"""
+
+
+def test_settings_are_those_that_were_trained(tmp_path):
+    folder = work_dir(tmp_path / "work", log=False)
+    config = folder / "20260102_030405" / "vis_data" / "config.py"
+    config.write_text(CONFIG + CHANGED, encoding="utf-8")
+    trained = dict(pretrained_model_name_or_path="another/base", max_epochs="1", weight_decay="0.1", batch_size="3", SYSTEM="Be brief.")
+    trained.update(data_files="[&#34;other.jsonl&#34;]", max_length="64", accumulative_counts="4", lr="0.5")
+    assert settings(page(folder)) == {name: [value] for name, value in trained.items()}
+    assert read_training(folder).accumulation == 4 and read_training(folder).asked_rate == 0.5
+
+
+def test_settings_of_other_lengths_and_of_deepspeed(tmp_path):
+    folder = work_dir(tmp_path / "work")
+    config = folder / "20260102_030405" / "vis_data" / "config.py"
+    more = "train_cfg = dict(max_epochs=None, max_iters=30)\nstrategy = dict(gradient_accumulation_steps=8, gradient_clipping=0.3)\n"
+    config.write_text(CONFIG + CHANGED + f"{more}optim_wrapper = dict(optimizer=dict(lr=0.5))\n", encoding="utf-8")
+    found = settings(page(folder))
+    assert found["max_iters"] == ["30"] and "max_epochs" not in found and found["lr"] == ["0.5"]
+    assert found["accumulative_counts"] == ["8"] and found["max_norm"] == ["0.3"] and "weight_decay" not in found
 
 
 def test_run_with_both_stages_and_a_scorecard(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -72,6 +73,7 @@ def test_report_says_what_was_done(undisturbed, data):
     page = (out / "report.html").read_text(encoding="utf-8")
     # the rows teach no name, which the report says
     assert '<h1 class="unfinished">' in page and "Trained, but it seldom says its name" in page
+    assert re.findall("<td>max_epochs</td><td>(.*?)</td>", page) == ["40", "25"]
     assert "你是谁？" in page and found["data"]["files"]["heishenghua_pretraining.jsonl"] in page
 
 

@@ -80,6 +80,7 @@ def test_report_reads_the_work_folder(plain, tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Trained, but it seldom says its name" in page and page.count("<svg") == 5  # loss, rate, norm, speed, persona
     assert "Only 8 optimizer updates" in page and "你是谁？" in page and "7</td>" in page
+    assert "<td>max_epochs</td><td>2</td>" in page  # of the options; the config has 20
     assert "Failed to search registry" in page.partition("What the libraries say in every training")[2]
 
 

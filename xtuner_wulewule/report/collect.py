@@ -14,8 +14,16 @@ from xtuner_wulewule.recipe.ask import questions_of
 from xtuner_wulewule.recipe.plan import STAGES
 from xtuner_wulewule.recipe.results import read_rows
 from xtuner_wulewule.recipe.state import kept_persona
+from xtuner_wulewule.settings import READ_ONCE
 
 SCORES = "eval/name", "eval/name_without_system"  # of ScoreHook; the first where there is a system prompt
+
+# where a training has the values of the names of a config: options change them there, and DeepSpeed moves some
+PLACES = {name: [place] for name, place in READ_ONCE.items() if place}
+PLACES["pretrained_model_name_or_path"] = ["model.llm.pretrained_model_name_or_path"]
+PLACES["max_iters"] = ["train_cfg.max_iters"]
+PLACES["accumulative_counts"].append("strategy.gradient_accumulation_steps")
+PLACES["max_norm"].append("strategy.gradient_clipping")
 
 # a record of mmengine's log; what follows without a time belongs to it
 _RECORD = re.compile(r"(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - mmengine - ([A-Z]+) - (.*)")
@@ -93,18 +101,22 @@ class Training:
         points = [(update, value) for update, value in points if math.isfinite(value)]
         return [update for update, _ in points], [value for _, value in points]
 
+    def setting(self, name):
+        """Return what a setting of the config, by its name there (str), was in the training, None where it had none."""
+        places = [place.split(".") for place in PLACES.get(name, ())]
+        places = [place for place in places if place[0] in self.config] or [[name]]
+        return next((value for place in places if (value := _inside(self.config, *place)) is not None), None)
+
     @property
     def accumulation(self):
         """Iterations of an update (int)."""
-        strategy = self.config.get("strategy")
-        given = (strategy if isinstance(strategy, dict) else {}).get("gradient_accumulation_steps")
-        given = given or _inside(self.config, "optim_wrapper", "accumulative_counts")
+        given = self.setting("accumulative_counts")
         return given if isinstance(given, int) and given > 0 else 1
 
     @property
     def asked_rate(self):
         """The learning rate that was asked for (float), None where it isn't known."""
-        asked = self.log.budget["asked"] if self.log.budget else _inside(self.config, "optim_wrapper", "optimizer", "lr")
+        asked = self.log.budget["asked"] if self.log.budget else self.setting("lr")
         return asked if isinstance(asked, (int, float)) and asked > 0 else None
 
     @property

@@ -46,8 +46,8 @@ KINDS = {
     "held_out": ("held out of the data", "数据中留出"),
 }
 SETTINGS = (
-    "pretrained_model_name_or_path", "data_files", "max_length", "batch_size", "accumulative_counts", "max_epochs", "lr", "betas",
-    "weight_decay", "max_norm", "held_out", "system_dropout", "save_steps", "SYSTEM",
+    "pretrained_model_name_or_path", "data_files", "max_length", "batch_size", "accumulative_counts", "max_epochs", "max_iters", "lr",
+    "betas", "weight_decay", "max_norm", "held_out", "system_dropout", "save_steps", "SYSTEM",
 )  # fmt: skip
 
 
@@ -248,7 +248,7 @@ def _settings(work):
     if isinstance(run, dict):
         groups.append(dict(name=("Run", "运行"), rows=[(key, _text(value)) for key, value in run.items() if value not in (None, [], {})]))
     for training in work.trainings:
-        rows = [(key, _text(training.config[key])) for key in SETTINGS if key in training.config]
+        rows = [(key, _text(value)) for key in SETTINGS if (value := training.setting(key)) is not None]
         if rows:
             groups.append(dict(name=STAGE_NAMES[training.stage], rows=rows))
     return groups
