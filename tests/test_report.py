@@ -86,6 +86,35 @@ def test_settings_of_other_lengths_and_of_deepspeed(tmp_path):
     assert found["accumulative_counts"] == ["8"] and found["max_norm"] == ["0.3"] and "weight_decay" not in found
 
 
+def times(html):
+    """The times at the head of a page, English and Chinese."""
+    head = html.partition("</h1>")[2].partition('<div class="grid tiles">')[0]
+    return [" ".join(re.sub("<[^>]*>", "", re.sub(f'<span class="{other}".*?</span>', "", head)).split()) for other in ("zh", "en")]
+
+
+TRAINED = "Training time: {}, from the first to the last line of each log", "训练用时：{}，每份日志从首行到末行"
+WHOLE = "Whole run: {}, all steps of wulewule run, each from its last start", "整个运行用时：{}，wulewule run 的全部步骤，"
+
+
+@pytest.mark.parametrize(
+    ("make", "trained", "whole"),
+    [
+        (work_dir, "1 min 30 s", None),
+        (lambda folder: run_dir(folder, finished=False), "3 min 00 s", None),
+        (run_dir, "3 min 00 s", "3 min 03 s"),
+    ],
+    ids=["xtuner-train", "unfinished-run", "run"],
+)
+def test_times_say_what_they_are_of(make, trained, whole, tmp_path):
+    for said, of_training, of_run in zip(times(page(make(tmp_path / "work"))), TRAINED, WHOLE, strict=True):
+        assert of_training.format(trained) in said and said.count(" min ") == (1 if whole is None else 2)
+        assert (of_run.partition("{}")[0] in said) == (whole is not None) == (of_run.format(whole) in said)
+
+
+def test_time_that_no_log_tells_is_not_shown(tmp_path):
+    assert "0 s" not in times(page(work_dir(tmp_path / "work", log=False)))[0]
+
+
 def test_run_with_both_stages_and_a_scorecard(tmp_path):
     html = page(run_dir(tmp_path / "run"))
     assert title(html)[:2] == ("unfinished", "Trained, but 1 of 2 thresholds missed")

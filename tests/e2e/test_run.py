@@ -18,6 +18,7 @@ from training import QUESTIONS, conversation, write_lines
 from xtuner_wulewule import prompts
 from xtuner_wulewule.recipe.results import read_rows, read_scalars
 from xtuner_wulewule.recipe.state import State
+from xtuner_wulewule.report.page import duration
 
 STEPS = ["pretrain_train", "pretrain_convert", "pretrain_merge", "sft_train", "sft_convert", "sft_merge"]
 # dropout, so that a resume without the random state would end at other losses; enough iterations to be killed in the middle
@@ -73,6 +74,8 @@ def test_report_says_what_was_done(undisturbed, data):
     page = (out / "report.html").read_text(encoding="utf-8")
     # the rows teach no name, which the report says
     assert '<h1 class="unfinished">' in page and "Trained, but it seldom says its name" in page
+    assert re.search(r"Training time: [^<]+, from the first to the last line of each log", page)
+    assert f"Whole run: {duration(found['seconds'])}, all steps of wulewule run" in page
     assert re.findall("<td>max_epochs</td><td>(.*?)</td>", page) == ["40", "25"]
     assert "你是谁？" in page and found["data"]["files"]["heishenghua_pretraining.jsonl"] in page
 

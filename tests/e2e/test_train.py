@@ -81,6 +81,7 @@ def test_report_reads_the_work_folder(plain, tmp_path):
     assert "Trained, but it seldom says its name" in page and page.count("<svg") == 5  # loss, rate, norm, speed, persona
     assert "Only 8 optimizer updates" in page and "你是谁？" in page and "7</td>" in page
     assert "<td>max_epochs</td><td>2</td>" in page  # of the options; the config has 20
+    assert re.search(r"Training time: [^<]+, from the first to the last line of each log", page) and "Whole run" not in page
     assert "Failed to search registry" in page.partition("What the libraries say in every training")[2]
 
 

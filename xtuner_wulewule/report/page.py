@@ -71,7 +71,7 @@ def render(work):
         work=work,
         name=work.folder.name,
         verdict=judge(work, [row["passed"] for row in metrics if row["rule"]], persona and persona["value"]),
-        seconds=work.report.get("seconds") or sum(training.log.seconds for training in work.trainings),
+        times=_times(work),
         begin=work.trainings[0].log.begin,
         stages=[_stage(training, number) for number, training in enumerate(work.trainings)],
         persona=persona,
@@ -94,6 +94,20 @@ def duration(seconds):
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _times(work):
+    """Return how long it took, and of what that is the time (list of texts)."""
+    found = []
+    if any(training.log.begin for training in work.trainings):
+        time = duration(sum(training.log.seconds for training in work.trainings))
+        english = f"Training time: {time}, from the first to the last line of each log"
+        found.append((english, f"训练用时：{time}，每份日志从首行到末行"))
+    if "seconds" in work.report:
+        time = duration(work.report["seconds"])
+        english = f"Whole run: {time}, all steps of wulewule run, each from its last start"
+        found.append((english, f"整个运行用时：{time}，wulewule run 的全部步骤，各自从最近一次启动算起"))
+    return found
 
 
 def _stage(training, number):
