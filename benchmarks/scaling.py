@@ -305,11 +305,11 @@ def plot(rows, title, file):
     ticks = sorted({row["gpus"] for row in rows})
     figure, panels = pyplot.subplots(1, len(pairs), figsize=(1.2 + 3.6 * len(pairs), 3.6), squeeze=False, sharey=True, layout="constrained")
     for (size, scaling), panel in zip(pairs, panels[0], strict=True):
-        for parallel, mark in zip(PARALLEL, "os^D", strict=True):
+        for number, (parallel, mark) in enumerate(zip(PARALLEL, "os^D", strict=True)):
             points = [row for row in rows if (row["size"], row["parallel"]) == (size, parallel) and row["scaling"] in ("one", scaling)]
             points = sorted((row["gpus"], row["efficiency"]) for row in points if row["efficiency"] is not None)
-            if points:
-                panel.plot(*zip(*points, strict=True), marker=mark, label=parallel)
+            if len(points) > 1 or points and len(ticks) == 1:  # one GPU is no curve, and its mark would hide the others
+                panel.plot(*zip(*points, strict=True), marker=mark, color=f"C{number}", label=parallel)
         panel.axhline(1, color="grey", linewidth=0.8, linestyle="--")
         panel.set(title=f"{size}, {scaling} scaling", xlabel="GPUs", xscale="log", ylim=(0, 1.1))
         panel.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
