@@ -69,6 +69,36 @@ def test_check_says_what_a_training_lacks_and_how_it_begins(tmp_path, capsys):
     assert data("check", write(tmp_path / "other.jsonl", GOOD)) == 0 and "next:" not in capsys.readouterr().out
 
 
+LONG = ("The Helpful Assistant of Springfield", "Department of Computer Science, University of Springfield")
+
+
+@pytest.mark.parametrize(("name", "author"), [("小石头", "李雷"), ("悟了悟了,Wulewule", "xzyun2011"), LONG])
+def test_check_warns_of_nothing_that_the_recommended_commands_make(name, author, tmp_path):
+    identity = ["data", "identity", "--name", name, "--author", author, "--number", "1400", "--general", "520"]
+    (tmp_path / "qa.jsonl").write_text('{"instruction": "怎么存档？", "output": "在土地庙打坐。"}', encoding="utf-8")
+    run([WULEWULE, *identity, "--out", "mine/self_cognition_100.jsonl"], tmp_path)
+    convert = ["data", "convert", "qa.jsonl", "--from", "alpaca", "--to", "wulewule", "--out"]
+    run([WULEWULE, *convert, "mine/huixiangdou_conversations.jsonl"], tmp_path)
+    checked = run([WULEWULE, "data", "check", "mine"], tmp_path)
+    assert "rows: 1,921 of tuning; 0 errors, 0 warnings" in checked.stdout, checked.stdout
+
+
+def test_check_judges_the_share_about_the_assistant_by_both_files_of_a_tuning(tmp_path, capsys):
+    rows = [{"conversation": [{"input": f"你是谁{number}", "output": f"我是悟了悟了{number}"}]} for number in range(60)]
+    file = write(tmp_path / "self_cognition_100.jsonl", *rows)
+    others = [{"conversation": [{"input": f"第{number}个问题", "output": f"第{number}个答案"}]} for number in range(60)]
+    assert data("check", file) == 0 and "60 of 60 (100%)" in capsys.readouterr().out
+    write(tmp_path / "huixiangdou_conversations.jsonl", *others[:10])
+    for one in tmp_path.iterdir():
+        data("check", one)
+        assert "identity_share" not in capsys.readouterr().out
+    data("check", tmp_path)
+    assert "identity_share" in capsys.readouterr().out
+    write(tmp_path / "huixiangdou_conversations.jsonl", *others)
+    data("check", tmp_path)
+    assert "identity_share" not in capsys.readouterr().out
+
+
 def test_check_prints_place_problem_and_fix(tmp_path, capsys):
     rows = [GOOD, {"conversation": [{"input": "问", "output": ""}]}, {"conversation": [{"input": "电话", "output": "打13812345678"}]}]
     file = write(tmp_path / "a.jsonl", *rows)

@@ -132,6 +132,17 @@ def test_near_duplicates(tmp_path):
     assert found(*rows, folder=tmp_path) == [(3, "", "near_duplicate")]
 
 
+def test_the_same_said_of_oneself_to_other_questions_is_no_near_duplicate(tmp_path):
+    """A persona is taught by many questions; a near-copy of one of them is a near-duplicate there, too."""
+    answer = "I am Wulewule, an artificial intelligence assistant made by xzyun2011, and you can ask me in plain words of the game."
+    rows = [row(turn(question, answer)) for question in ("Who are you?", "Please introduce yourself.", "What are you?")]
+    assert found(*rows, folder=tmp_path) == []
+    again = row(turn("Who are you", answer.replace("you can", "one can")))
+    assert found(*rows, again, folder=tmp_path) == [(4, "", "near_duplicate")]
+    others = [row(turn(question, answer.replace("Wulewule", "a book"))) for question in ("What is on it?", "What is in it?")]
+    assert found(*others, folder=tmp_path) == [(2, "", "near_duplicate")]
+
+
 def test_duplicates_in_several_files_name_both(tmp_path):
     files = [write(tmp_path / "a.jsonl", row(turn())), write(tmp_path / "b.jsonl", row(turn("别的")), row(turn()))]
     (problem,) = check_files(files).problems

@@ -62,13 +62,13 @@ def run(args):
     options = {"other_names": other_names(args)} if args.names or args.other_names is not None else {}
     lengths = load_lengths(args)
     persona, _, notes = persona_of_data(args, files)
+    said = {name: getattr(args, name) for name in VARIABLES if getattr(args, name) is not None}
+    missing, following, whole = next_steps(files, [word for name, value in said.items() for word in (f"--{name}", value)])
     with progress(total_size(files), "reading") as advance:
-        report = check_files(files, lengths=lengths, advance=advance, persona=persona, **options)
+        report = check_files(files, lengths=lengths, advance=advance, persona=persona, whole=whole, **options)
     report.notes += notes
     if lengths is None:
         report.notes.append("lengths were not checked: give --model DIR for its tokenizer")
-    said = {name: getattr(args, name) for name in VARIABLES if getattr(args, name) is not None}
-    missing, following = next_steps(files, [word for name, value in said.items() for word in (f"--{name}", value)])
     report.notes += missing
     if args.json:
         print(json.dumps(report.as_dict(), ensure_ascii=False, indent=1))
@@ -80,15 +80,19 @@ def run(args):
 
 
 def next_steps(files, persona):
-    """Return what a training lacks beside checked files, and the commands that train on them (two list[str]).
+    """Find what comes after a check.
 
     Args:
-        files (list[str]): that were checked.
+        files (list[str]): that are checked.
         persona (list[str]): the options that say who the assistant is.
+
+    Returns:
+        tuple[list[str], list[str], bool]: what a training lacks beside them, the commands that train on them, and whether they are all
+            that it reads.
     """
     from xtuner_wulewule.recipe.plan import DATA_FILES
 
-    checked, missing, following = set(map(Path, files)), [], []
+    checked, missing, following, whole = set(map(Path, files)), [], [], True
     for folder in dict.fromkeys(Path(file).parent for file in files):
         ready = []
         for stage, names in DATA_FILES.items():
@@ -96,6 +100,7 @@ def next_steps(files, persona):
             lacking = [name for name in names if not (folder / name).is_file()]
             if not needed & checked:
                 continue
+            whole = whole and needed <= checked
             if lacking:
                 there = ", ".join(name for name in names if name not in lacking)
                 missing.append(f"{folder} has {there}; tuning needs {', '.join(lacking)} there, too (one conversation is enough)")
@@ -107,7 +112,7 @@ def next_steps(files, persona):
             stages = "" if len(ready) == len(DATA_FILES) else f" --stages {','.join(ready)}"
             command = f"wulewule run --size 1_8b{stages} {shlex.join(['--data', str(folder), *persona])} --out work_dirs/mine"
             following.append(f"{command} (--size tiny without a GPU)")
-    return missing, following
+    return missing, following, whole
 
 
 def other_names(args):

@@ -26,17 +26,30 @@ class Duplicates:
         self.signatures, self.signed = array("I"), array("I")
         self.unsigned = 0
 
-    def add(self, text):
-        """Take the next text; return whether it is among those that are compared."""
+    def add(self, text, core=None, group=""):
+        """Take the next text.
+
+        Args:
+            text (str): an exact duplicate has the same.
+            core (str, optional): what near-duplicates are told by. Defaults to the text.
+            group (str): only texts of one group can be near-duplicates.
+
+        Returns:
+            bool: whether it is among those that are compared.
+        """
         self.seen += 1
         if len(self.hashes) == ROWS:
             return False
         kept = letters(text)
         self.hashes.append(hash(kept))  # 64 bits, equal for equal texts within this process
+        kept = kept if core is None else letters(core)
         if len(kept) >= SHORTEST:
             if len(self.signed) < SIGNED_ROWS:
                 self.signed.append(len(self.hashes) - 1)
-                self.signatures.frombytes(signature(kept[:LONGEST]).tobytes())
+                signed = signature(kept[:LONGEST])
+                if group:
+                    signed ^= signed.dtype.type(hash(group) & 0xFFFFFFFF)  # no slot agrees with one of another group
+                self.signatures.frombytes(signed.tobytes())
             else:
                 self.unsigned += 1
         return True

@@ -126,6 +126,11 @@ def about_identity(turns, names=NAMES):
     return any(own.search(turn["output"][:400]) or asks_identity(turn["input"]) for turn in turns)
 
 
+def without_names(text, names):
+    """Return a text (str) without names (tuple[str, ...])."""
+    return _any_of(names).sub("", text)
+
+
 def asks_identity(question):
     """Return whether a question (str) asks who the assistant is, whatever its name (bool)."""
     return _IDENTITY.search(question[:200]) is not None
