@@ -219,7 +219,7 @@ def test_answers_file_that_is_not_ours(tmp_path):
         (["--name", ""], "--name is empty"),
         (["--config", "gone.py"], "--config gone.py is not a file"),
         (["--batch-size", "0"], "--batch-size 0: at least 1"),
-        (["--base", "/gone"], "model '/gone' not found"),
+        (["--base", "/gone"], "model '/gone' not found: there is no such folder; set --base to a folder"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, problem, tmp_path, capsys, monkeypatch):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from commands import python
+from commands import WULEWULE, python, run
 from safetensors.torch import load_file, save_file
 
 from xtuner_wulewule import cli, paths
@@ -297,6 +297,33 @@ def test_mistakes_are_one_line_and_leave_nothing(arguments, problem, tmp_path, c
     error = capsys.readouterr().err
     assert error.startswith(f"xtuner-wulewule: error: {problem}") and error.count("\n") == 1
     assert not out.exists() or {path.name for path in out.iterdir()} <= {".lock"}
+
+
+def run_without_a_gpu(folder, *arguments, **env):
+    """Return the lines of standard error of `wulewule run` on a machine without a GPU, which fails."""
+    result = run([WULEWULE, "run", "--out", "out", *arguments], folder, HF_HOME=str(folder / "hub"), **env)
+    assert result.returncode == 1 and result.stdout == "" and not (folder / "out").exists()
+    return result.stderr.splitlines()
+
+
+def test_a_model_out_of_reach_is_told_in_the_options_of_the_command(tmp_path):
+    note, error = run_without_a_gpu(tmp_path)
+    assert note == "note: no GPU is seen here, and --size 1_8b needs one, since it loads the model in 4 bit; --size tiny trains without"
+    assert error.startswith("xtuner-wulewule: error: model 'internlm/internlm2_5-1_8b-chat' not found: there is no such folder and the hub")
+    assert "; set --model to a folder" in error and error.endswith(", or take it from ModelScope with --hub modelscope")
+    assert "WULEWULE_MODEL" not in error
+    (error,) = run_without_a_gpu(tmp_path, "--size", "tiny", "--model", "no/such/folder")
+    assert error.endswith("there is no such folder; set --model to a folder that holds the model, or to the id of one")
+    (error,) = run_without_a_gpu(tmp_path, "--size", "tiny", "--model", ".")
+    assert error.endswith("has no config.json: give the folder that holds the model, in --model")
+    (error,) = run_without_a_gpu(tmp_path, "--size", "tiny", WULEWULE_MODEL=".")  # what was set is what is named
+    assert error.endswith("has no config.json: give the folder that holds the model, in WULEWULE_MODEL")
+
+
+def test_the_model_of_a_size_has_the_id_that_its_hub_knows(tmp_path):
+    for hub, owner in (("huggingface", "internlm"), ("modelscope", "Shanghai_AI_Laboratory")):
+        result = run([WULEWULE, "run", "--hub", hub, "--size", "7b", "--out", "out", "--dry-run"], tmp_path)
+        assert f"merge.py {owner}/internlm2_5-7b-chat " in result.stdout, result.stderr
 
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, model):

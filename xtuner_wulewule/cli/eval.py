@@ -5,7 +5,7 @@ from pathlib import Path
 
 from xtuner_wulewule import paths
 from xtuner_wulewule.cli.persona import add_persona_arguments, described, persona_of_model
-from xtuner_wulewule.errors import ModelError, SettingsError
+from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.prompts import persona_of_config
 
 HELD_OUT = 0.05  # of the packaged tuning configs
@@ -134,13 +134,13 @@ def read_settings(args, config=None):
     if held_out is None:
         held_out = dataset.get("held_out", 0.0) if config is not None else HELD_OUT
     return Settings(
-        model=_folder(args.model),
+        model=_folder(args.model, "MODEL"),
         out=paths.expand(args.out or f"eval_{Path(os.path.abspath(args.model)).name}"),
         template=(template_of(config) if config is not None else None) or _template(),
         files=files,
         held_out=held_out,
         adapter=args.adapter and str(paths.expand(args.adapter)),
-        base=args.base and _folder(args.base),
+        base=args.base and _folder(args.base, "--base"),
         suites=suites,
         persona=persona_of_model(args, args.adapter or args.model, persona_of_config(config), files),
         batch_size=args.batch_size,
@@ -171,10 +171,7 @@ def _template():
     return PROMPT_TEMPLATE.internlm2_chat
 
 
-def _folder(name):
+def _folder(name, setting):
     from xtuner_wulewule.model.hub import download, find_model
 
-    try:
-        return download(find_model(name))
-    except ModelError as error:
-        raise ModelError(str(error).replace(", in WULEWULE_MODEL", "").replace("set WULEWULE_MODEL to", "give")) from None
+    return download(find_model(name, setting=setting))

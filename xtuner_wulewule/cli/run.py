@@ -10,7 +10,8 @@ from xtuner_wulewule.cli.persona import add_persona_arguments, persona_of_data, 
 from xtuner_wulewule.errors import NO_VALUE, SettingsError, StepError, no_config
 from xtuner_wulewule.settings import READ_ONCE, check_key, check_number
 
-BASES = {"1_8b": "internlm/internlm2_5-1_8b-chat", "7b": "internlm/internlm2_5-7b-chat", "tiny": None}
+BASES = {"1_8b": "internlm2_5-1_8b-chat", "7b": "internlm2_5-7b-chat", "tiny": None}
+OWNERS = {"huggingface": "internlm", "modelscope": "Shanghai_AI_Laboratory"}  # of these models, on each hub
 
 
 def add_parser(commands):
@@ -28,9 +29,7 @@ def add_parser(commands):
     )
     parser.add_argument("--size", choices=sorted(BASES), default="1_8b", help="which configs: wulewule_{pretrain,sft}_SIZE (1_8b)")
     parser.add_argument("--model", help="folder or id of the model to start from (WULEWULE_MODEL, or that of the configs)")
-    parser.add_argument(
-        "--hub", choices=("huggingface", "modelscope"), default="huggingface", help="where an id is looked up (huggingface)"
-    )
+    parser.add_argument("--hub", choices=sorted(OWNERS), default="huggingface", help="where an id is looked up (huggingface)")
     parser.add_argument("--data", type=Path, help="folder with the data files (WULEWULE_DATA_DIR, or the packaged samples)")
     parser.add_argument("--out", type=Path, required=True, help="folder for everything it writes")
     parser.add_argument("--stages", default="pretrain,sft", help="pretrain,sft or one of them (pretrain,sft)")
@@ -226,13 +225,21 @@ def find_model(args):
     """Return the folder or hub id (str) of the model to start from, after a check that it is there."""
     from xtuner_wulewule.model.hub import download
     from xtuner_wulewule.model.hub import find_model as find
+    from xtuner_wulewule.recipe.resources import four_bit, free_gpu_memory
 
-    model = args.model or os.environ.get("WULEWULE_MODEL") or BASES[args.size]
+    told = os.environ.get("WULEWULE_MODEL")
+    model = args.model or told or (BASES[args.size] and f"{OWNERS[args.hub]}/{BASES[args.size]}")
     if model is None:
         from xtuner_wulewule.model.tiny import tiny_model, tiny_model_dir
 
         return str(tiny_model_dir()) if args.dry_run else tiny_model()
-    return model if args.dry_run else download(find(model, args.hub))
+    if args.dry_run:
+        return model
+    if four_bit(paths.config_paths()[f"wulewule_sft_{args.size}"]) and free_gpu_memory() is None:  # said before gigabytes are downloaded
+        needs = f"--size {args.size} needs one, since it loads the model in 4 bit"
+        show_notes([f"note: no GPU is seen here, and {needs}; --size tiny trains without"])
+    setting = "WULEWULE_MODEL" if told and not args.model else "--model"
+    return download(find(model, args.hub, setting, ", or take it from ModelScope with --hub modelscope"))
 
 
 def write_page(folder, display):

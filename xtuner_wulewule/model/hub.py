@@ -7,12 +7,14 @@ from xtuner_wulewule.errors import ModelError
 ANSWER = 15  # seconds for the hub to answer
 
 
-def find_model(name, hub="huggingface"):
+def find_model(name, hub="huggingface", setting="WULEWULE_MODEL", other=""):
     """Return the folder (str) of a model, or its hub id where XTuner downloads it itself.
 
     Args:
         name (str): a folder, or an id.
         hub (str): "huggingface" or "modelscope", for an id.
+        setting (str): what the user names the model with, an option or a variable, for the messages.
+        other (str): what else can be done where the hub does not give it, the end of a sentence.
 
     Raises:
         ModelError: it is not there, or ModelScope's package is not installed.
@@ -20,15 +22,15 @@ def find_model(name, hub="huggingface"):
     expanded = os.path.abspath(os.path.expanduser(name))
     if os.path.isdir(expanded):
         if not os.path.isfile(os.path.join(expanded, "config.json")):
-            raise ModelError(f"model folder {expanded} has no config.json: give the folder that holds the model, in WULEWULE_MODEL")
+            raise ModelError(f"model folder {expanded} has no config.json: give the folder that holds the model, in {setting}")
         return expanded
     if looks_like_path(name):
         raise ModelError(
-            f"model {name!r} not found: there is no such folder; set WULEWULE_MODEL to a folder that holds the model, or to the id of one"
+            f"model {name!r} not found: there is no such folder; set {setting} to a folder that holds the model, or to the id of one"
         )
     if hub == "modelscope":
         return _from_modelscope(name)
-    return _from_huggingface(name)
+    return _from_huggingface(name, setting, other)
 
 
 def download(name):
@@ -54,7 +56,7 @@ def looks_like_path(name):
     return name.startswith(("/", "./", "../", "~")) or name.count("/") != 1
 
 
-def _from_huggingface(name):
+def _from_huggingface(name, setting, other):
     """Return the id (str) of a model that is in the cache or on the hub, which is asked once: its client would try for half a minute."""
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -67,7 +69,7 @@ def _from_huggingface(name):
         mirror = "" if reached or not isinstance(error, OSError) else ", or HF_ENDPOINT to a mirror of the hub"
         raise ModelError(
             f"model {name!r} not found: there is no such folder and the hub does not give it ({type(error).__name__}); set "
-            f"WULEWULE_MODEL to a folder that holds the model, or to an id that can be downloaded{mirror}"
+            f"{setting} to a folder that holds the model, or to an id that can be downloaded{mirror}{other}"
         ) from None
     return name
 
