@@ -226,13 +226,27 @@ def test_own_name_is_no_other_assistant(data, tmp_path):
 
 def test_made_rows_say_what_training_needs(tmp_path):
     make = [WULEWULE, "data", "identity", "--name", "小石头", "--author", "李 雷", "--lang", "zh", "--out"]
-    _, told, further = run([*make, "a.jsonl"], tmp_path).stdout.splitlines()
+    _, told, asked, further = run([*make, "a.jsonl"], tmp_path).stdout.splitlines()
     assert further == "next: wulewule data check a.jsonl"
+    assert asked.endswith(f"(--system TEXT gives your own, '' none): {prompts.system_prompt('小石头', '李 雷')}")
     assert "wulewule run finds it in these rows" in told and told.endswith("export WULEWULE_NAME='小石头' WULEWULE_AUTHOR='李 雷'")
-    _, told, _ = run([*make, "b.jsonl", "--system", ""], tmp_path).stdout.splitlines()
+    _, told, further = run([*make, "b.jsonl", "--system", ""], tmp_path).stdout.splitlines()
+    assert further == "next: wulewule data check b.jsonl --name '小石头' --author '李 雷'"
     assert "finds it" not in told and told.endswith("export WULEWULE_NAME='小石头' WULEWULE_AUTHOR='李 雷' WULEWULE_SYSTEM=''")
     packaged = ["--name", "悟了悟了", "--author", "xzyun2011", "--out", "c.jsonl"]
-    assert run([WULEWULE, "data", "identity", *packaged], tmp_path).stdout == "c.jsonl: 346 rows\nnext: wulewule data check c.jsonl\n"
+    rows, asked, further = run([WULEWULE, "data", "identity", *packaged], tmp_path).stdout.splitlines()
+    assert (rows, further) == ("c.jsonl: 346 rows", "next: wulewule data check c.jsonl") and asked.endswith(prompts.WULEWULE_SYSTEM)
+
+
+def test_made_rows_have_the_system_prompt_of_the_environment(tmp_path):
+    make = [WULEWULE, "data", "identity", "--name", "小石头", "--author", "李雷", "--out"]
+    own = "你是小石头。"
+    _, told, asked, _ = run([*make, "a.jsonl"], tmp_path, WULEWULE_SYSTEM=own).stdout.splitlines()
+    assert told.endswith(f"WULEWULE_SYSTEM='{own}'") and asked.endswith(f"none): {own}") and "game" not in asked
+    assert run([*make, "b.jsonl", "--system", own], tmp_path).stdout.count(own) == 1  # it is known
+    assert run([*make, "c.jsonl", "--system", own], tmp_path, WULEWULE_SYSTEM="你是别人。").returncode == 0
+    made = [(tmp_path / name).read_text(encoding="utf-8") for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+    assert made[0] == made[1] == made[2] and made[0].count(f'"system": "{own}"') == 346
 
 
 # a run

@@ -73,7 +73,12 @@ def _add_identity(subcommands):
         "--general", type=int, default=0, metavar="N", help="besides, N rows about other things, so that the persona keeps out of them (0)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which answers, and the order of the rows (0)")
-    parser.add_argument("--system", metavar="TEXT", help="system prompt (that of the package, with this name and author); '' for none")
+    parser.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="system prompt of the rows, '' for none (WULEWULE_SYSTEM, or that of the package, which speaks of its game, with this name "
+        "and author in it)",
+    )
     parser.add_argument("--api-base", metavar="URL", help="address of an OpenAI-compatible server, for example http://127.0.0.1:8000/v1")
     parser.add_argument("--model", metavar="NAME", help="the server's name of the model")
     _add_server_options(parser)
@@ -118,8 +123,8 @@ def _add_convert(subcommands):
     parser.add_argument("--system", default="", metavar="TEXT", help="system prompt of the rows that have none (they stay without)")
 
 
-def _say_next(out):
-    print(f"next: wulewule data check {shlex.quote(out)}")
+def _say_next(out, *options):
+    print(f"next: {shlex.join(['wulewule', 'data', 'check', out, *options])}")
 
 
 def run_pretrain(args):
@@ -146,14 +151,19 @@ def run_identity(args):
     kept = f", {len(found['kept'])} of them in the words of their template" if args.api_base else ""
     print(f"{args.out}: {found['rows']} rows{kept}")
     names, author, system = prompts.names_of(args.name), args.author.strip(), found["system"]
-    other = not set(names) <= set(prompts.NAMES)
+    other, options = not set(names) <= set(prompts.NAMES), []
     if other or system and system != prompts.WULEWULE_SYSTEM:
         own = {"system": system} if system != prompts.system_prompt(names[0], author) else {}
         values = {"name": ",".join(names), "author": author, **own}
         variables = " ".join(f"{prompts.VARIABLES[key]}={shlex.quote(value)}" for key, value in values.items())
-        found_by = "wulewule run finds it in these rows, xtuner train needs: " if prompts.told_by(system) else ""
+        told = prompts.told_by(system) is not None
+        options = [] if told else ["--name", values["name"], "--author", author]
+        found_by = "wulewule run finds it in these rows, xtuner train needs: " if told else ""
         print(f"training and evaluation must know who it is: {found_by}export {variables}")
-    _say_next(args.out)
+    if args.system is None:
+        whose = ", the package's about its game" if system == prompts.system_prompt(names[0], author) else ""
+        print(f"system prompt of the rows{whose} (--system TEXT gives your own, '' none): {system or 'none'}")
+    _say_next(args.out, *options)
     return 0
 
 

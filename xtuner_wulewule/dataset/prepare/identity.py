@@ -10,7 +10,7 @@ from xtuner_wulewule.dataset.prepare.identity_texts import ADDRESSED, ALIASES, A
 from xtuner_wulewule.dataset.prepare.part_file import PartFile
 from xtuner_wulewule.dataset.progress import progress
 from xtuner_wulewule.errors import SettingsError
-from xtuner_wulewule.prompts import names_of, system_prompt
+from xtuner_wulewule.prompts import given, names_of, persona_of
 
 LONGEST_TEXT = 2000  # characters; a longer one is not an answer to who one is
 INSTRUCTIONS = (
@@ -231,7 +231,7 @@ def prepare(args):
         raise SettingsError(f"--general {args.general}: at least 0")
     if bool(args.api_base) != bool(args.model):
         raise SettingsError("--api-base and --model belong together; give both or none")
-    system = system_prompt(names[0], author) if args.system is None else args.system
+    system = persona_of(given(name=args.name, author=args.author, system=args.system)).system
     pairs = make_pairs(args.name, author, languages, args.number, args.seed)
     if args.general:
         pairs += general_pairs(languages, args.general, args.seed)
