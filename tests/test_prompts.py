@@ -148,7 +148,7 @@ def test_the_two_packaged_prompts_are_one():
 # the rows
 
 
-def test_rows_tell_who_it_is(data):
+def test_rows_tell_who_it_is(data, monkeypatch):
     files = [str(path) for path in sorted(data.iterdir())]
     assert persona_of_data(options(), files) == (
         STONE,
@@ -156,6 +156,12 @@ def test_rows_tell_who_it_is(data):
         [f"persona: 小石头, made by 李雷; its system prompt is that of the rows: {STONE.system[:30]}…"],
     )
     assert persona_of_data(options(name="小石头", author="李雷"), files) == (STONE, {"name": "小石头", "author": "李雷"}, [])
+    with monkeypatch.context() as environment:  # which is not seen, so that it is said whom it names, be it the same
+        environment.setenv("WULEWULE_NAME", "小石头")
+        environment.setenv("WULEWULE_AUTHOR", "李雷")
+        assert persona_of_data(options(), files)[2] == [
+            f"persona: 小石头, made by 李雷; its system prompt is that of the rows: {STONE.system[:30]}…"
+        ]
     # the English name besides; and what only some rows state is not theirs
     assert persona_of_data(options(name="小石头,Pebble"), files)[0] == Persona(("小石头", "Pebble"), "李雷", STONE.system)
     assert persona_of_data(options(), [*files, *PACKAGED, *PACKAGED, *PACKAGED, "gone.jsonl"])[0] == Persona()
@@ -202,7 +208,9 @@ def test_check_of_rows_about_ones_own(data, tmp_path):
     assert "warning system_not_chat: 346" in other.stdout and "fix: say who the rows are about (--name, " in other.stdout
     assert "about who the assistant is: 79 of 347" in other.stdout
     same = run([WULEWULE, "data", "check", data, "--json"], tmp_path, WULEWULE_NAME="小石头", WULEWULE_AUTHOR="李雷")
-    assert json.loads(same.stdout)["identity_rows"] == 310 and "persona" not in str(json.loads(same.stdout)["notes"])
+    assert json.loads(same.stdout)["identity_rows"] == 310 and "persona: 小石头, made by 李雷" in str(json.loads(same.stdout)["notes"])
+    typed = run([WULEWULE, "data", "check", data, "--name", "小石头", "--author", "李雷"], tmp_path)
+    assert "persona: " not in typed.stdout and "system_not_chat" not in typed.stdout
 
 
 @pytest.mark.parametrize(("name", "count"), [(None, 0), ("小石头", 0), ("小明", 346)])

@@ -74,6 +74,8 @@ def persona_of_data(args, files, kept=None):
 
     told_now = _given(args)
     given = {**(kept or {}), **told_now}
+    # what the user has before his eyes; that of the environment is said, be it what the rows tell
+    shown_anyway = {key: value for key, value in given.items() if key not in told_now or getattr(args, key) is not None}
     earlier = [
         f"as an earlier run in the folder was told: --{key}={value}; give it anew to change it"
         for key, value in given.items()
@@ -88,7 +90,7 @@ def persona_of_data(args, files, kept=None):
         note = f"warning: most rows about the assistant have another system prompt: {shown}; {remedy}"
     elif prompts.told_by(system) is None and "name" not in given:
         note = f"the rows have a system prompt of their own: {shown}; give --name and --author, else {names} is looked for"
-    elif persona != prompts.persona_of(given):
+    elif persona != prompts.persona_of(shown_anyway):
         note = f"{described(persona)}; its system prompt is that of the rows: {shown}"
     else:
         return persona, given, earlier
