@@ -18,9 +18,12 @@ from xtuner_wulewule.errors import (
     find_wulewule_error,
     install_excepthook,
     no_adapter,
+    no_config,
     one_line,
     unwritable,
+    wants_traceback,
 )
+from xtuner_wulewule.paths import config_paths
 
 
 def installed(package):
@@ -58,8 +61,8 @@ def honest_entry_point(module):
     Guard: XTuner's entry point still starts its tools through `subprocess.run(["python", …])`. The module gets a `subprocess` whose
     `run` uses this interpreter and ends with the child's exit status, the functions in its table `modes` end with one line and status 1
     when a tool can't be imported, and `cli` ends with status 1 when it returns without having run anything that was asked for, and before
-    a merge that could be saved nowhere. torch's launcher is started through `xtuner_wulewule.launcher`, which ends a failed run with one
-    line.
+    a merge that could be saved nowhere, or a tool that imports for seconds only to find that a config of ours is misspelt. torch's
+    launcher is started through `xtuner_wulewule.launcher`, which ends a failed run with one line.
     End: XTuner's entry point uses `sys.executable` and returns the status of its child, and torch's launcher ends without a traceback.
 
     Args:
@@ -188,6 +191,27 @@ def _merge_problem(arguments):
     return str(no_adapter(adapter)) if local and not os.path.isfile(os.path.join(adapter, "adapter_config.json")) else None
 
 
+CONFIG_FIRST = ("train", "test", "copy-cfg", "log-dataset", "check-custom-dataset", "pth_to_hf")  # the tools whose first argument is one
+
+
+def _misspelt_config(arguments):
+    """Return the error (SettingsError) of a config of ours that is not there, None where there is none: the tool itself would tell of it
+    when it has been imported. Names that don't begin as ours are left to it.
+
+    Args:
+        arguments (list[str]): of the `xtuner` command.
+    """
+    tool, *given = arguments[1:] if arguments[0].lower() == "convert" else arguments
+    name = given[0] if given else ""
+    if tool.lower() not in CONFIG_FIRST or not name.startswith("wulewule") or os.path.isfile(name) or name in config_paths():
+        return None
+    if wants_traceback() or {"-h", "--help"}.intersection(given):
+        return None
+    from xtuner.configs import cfgs_name_path
+
+    return None if name in cfgs_name_path else no_config(name)
+
+
 class _Cli:
     """`xtuner.entry_point.cli`, whose every error used to end in the help text and status 0."""
 
@@ -198,6 +222,10 @@ class _Cli:
         problem = self.problem([argument.lower() for argument in sys.argv[1:]])
         runs = problem and problem.endswith(NOT_RUN)
         unfit = (_launch_problem(os.environ) or _merge_problem(sys.argv[1:])) if runs else None
+        misspelt = _misspelt_config(sys.argv[1:]) if runs and unfit is None else None
+        if misspelt is not None:
+            print(one_line(misspelt), file=sys.stderr)
+            sys.exit(1)
         if unfit is None:
             self.cli()  # a tool that was run ends the process itself
         problem = unfit or problem

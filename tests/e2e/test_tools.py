@@ -36,6 +36,23 @@ def test_what_is_not_there(arguments, message, tmp_path):
     ends_with(message, [one() if callable(one) else one for one in arguments], tmp_path)
 
 
+@pytest.mark.parametrize("command", [("train",), ("copy-cfg",), ("convert", "pth_to_hf")], ids=" ".join)
+def test_a_misspelt_config_of_ours_is_told_before_a_tool_is_imported(command, tmp_path):
+    result = xtuner(*command, "wulewule_sft_18b", "a", "b", folder=tmp_path, NPROC_PER_NODE="2")
+    line = f"xtuner-wulewule: error: {NO_CONFIG.replace('nope', 'wulewule_sft_18b')}\n"
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", line)  # not a word of DeepSpeed or torch's launcher
+
+
+def test_the_first_look_at_a_config_refuses_nothing_that_a_tool_takes(tmp_path):
+    (tmp_path / "wulewule_mine.py").write_text("max_length = 'mine'")
+    assert xtuner("copy-cfg", "wulewule_sft_tiny", ".", folder=tmp_path).returncode == 0
+    assert "Cannot find" not in xtuner("log-dataset", "wulewule_mine.py", folder=tmp_path).stderr  # a file, which the tool opens
+    asked = xtuner("train", "wulewule_sft_18b", "--help", folder=tmp_path)
+    assert asked.returncode == 0 and "usage:" in asked.stdout
+    whole = xtuner("copy-cfg", "wulewule_sft_18b", ".", folder=tmp_path, WULEWULE_TRACEBACK="1")
+    assert whole.returncode == 1 and "Traceback" in whole.stderr
+
+
 @pytest.mark.parametrize(
     ("target", "why"), [("/proc/out", "No such file or directory"), ("file", "File exists"), ("file/out", "Not a directory")]
 )
