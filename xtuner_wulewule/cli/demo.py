@@ -23,8 +23,8 @@ def add_parser(commands):
         help="run the whole recipe on a tiny model, on the CPU, in minutes",
         description=(
             "Pretrain, convert, merge, tune, convert, merge and chat: the whole recipe through XTuner's own command, with a tiny InternLM2 "
-            "and the packaged data, on the CPU. Ends with status 0 only if every step ran, the model says its name, and a question about "
-            "something else still gets its trained answer."
+            "and the packaged data, on the CPU, and a page about it, report.html. Ends with status 0 only if every step ran, the model "
+            "says its name, and a question about something else still gets its trained answer."
         ),
     )
     parser.add_argument(
@@ -47,6 +47,7 @@ def run(args):
         SettingsError: `out` is a folder with something else in it.
         StepError: a step failed, or the model did not learn its answers.
     """
+    from xtuner_wulewule.cli.run import write_page
     from xtuner_wulewule.model.tiny import tiny_model_dir
     from xtuner_wulewule.recipe.display import Display
 
@@ -70,6 +71,7 @@ def run(args):
         first, last = demo.losses(stage)
         display.print(f"  loss of {stage}: {first:.2f} -> {last:.2f}")
     display.print(f"  curves: tensorboard --logdir {out}")
+    write_page(out, display)
     display.print(f"  more questions: xtuner chat {merged} --prompt-template internlm2_chat --system-template wulewule --temperature 0")
     display.print(f"  {time.monotonic() - begin:.0f} s")
     check_answers(answers[0], answers[-1], control)

@@ -16,7 +16,7 @@ def add_parser(commands):
         description=(
             "Write one self-contained HTML page about a training: whether it learned, loss and other curves, answers before and after, the "
             "scorecard, the data, warnings, settings, versions and hashes. In Chinese and English, for light and dark, for phones; it "
-            "needs no network. wulewule run writes it too. An earlier report is replaced, another file is not."
+            "needs no network. wulewule run and wulewule demo write it too. An earlier report is replaced, another file is not."
         ),
         epilog="example: wulewule report work_dirs/mine --before eval_base",
     )
