@@ -294,7 +294,7 @@ def command(*arguments):
 def test_command_writes_replaces_its_own_and_nothing_else(tmp_path, capsys):
     folder = work_dir(tmp_path / "work")
     assert command(folder) == command(folder) == 0
-    assert capsys.readouterr().out == f"report: {folder}/report.html\n" * 2
+    assert capsys.readouterr().out == f"verdict: Trained\nreport: {folder}/report.html\n" * 2
     mine = tmp_path / "mine.html"
     mine.write_text("my own")
     assert command(folder, "--out", mine) == 1 and mine.read_text() == "my own"
@@ -349,10 +349,11 @@ class Told:
 def test_run_writes_the_page_and_is_not_undone_by_it(tmp_path):
     folder, told = run_dir(tmp_path / "run", finished=False), Told()
     write_page(folder, told)
-    assert told.lines == [f"  page: {folder}/report.html   (open it in a browser)"]
+    verdict = ["  verdict: Not finished", "    step sft_train did not end"]
+    assert told.lines == [*verdict, f"  page: {folder}/report.html   (open it in a browser)"]
     (folder / "report.html").write_text("my own")
     write_page(folder, told)
-    assert "not written" in told.lines[1] and (folder / "report.html").read_text() == "my own"
+    assert len(told.lines) == 4 and "not written" in told.lines[3] and (folder / "report.html").read_text() == "my own"
 
 
 def test_folder_of_a_demo_has_both_stages(tmp_path):

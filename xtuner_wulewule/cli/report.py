@@ -48,7 +48,8 @@ def run(args):
         SettingsError: there is no training, a file of it is broken, or the target exists.
     """
     scorecard, before = (path and paths.expand(path) for path in (args.scorecard, args.before))
-    print(f"report: {write(paths.expand(args.folder), args.out and paths.expand(args.out), scorecard, before, args.overwrite)}")
+    out, verdict = write(paths.expand(args.folder), args.out and paths.expand(args.out), scorecard, before, args.overwrite)
+    print("\n".join([*lines_of(verdict), f"report: {out}"]))
     return 0
 
 
@@ -63,14 +64,14 @@ def write(folder, out=None, scorecard=None, before=None, overwrite=False):
         overwrite (bool): replace what is no report, too. Defaults to False.
 
     Returns:
-        pathlib.Path: where it lies.
+        tuple[pathlib.Path, Verdict]: where it lies, and what it says first.
 
     Raises:
         SettingsError: as for `collect`; or the target is something else.
     """
     from xtuner_wulewule.recipe.state import write_text
     from xtuner_wulewule.report.collect import collect
-    from xtuner_wulewule.report.page import render
+    from xtuner_wulewule.report.page import render, verdict_of
 
     out = out or folder / NAME
     work = collect(folder, scorecard, before)
@@ -79,7 +80,12 @@ def write(folder, out=None, scorecard=None, before=None, overwrite=False):
     if out.exists() and not overwrite and not _is_report(out):
         raise SettingsError(f"{out} exists and is no report; name another --out or add --overwrite, nothing was changed")
     write_text(out, render(work))
-    return out
+    return out, verdict_of(work)
+
+
+def lines_of(verdict):
+    """Return a `Verdict` as lines (list[str]) for a terminal."""
+    return [f"verdict: {verdict.title[0]}", *(f"  {reason[0]}" for reason in verdict.reasons)]
 
 
 def _is_report(file):

@@ -243,11 +243,15 @@ def find_model(args):
 
 
 def write_page(folder, display):
-    """Write the page of `wulewule report` about a run, and print where it lies; why not, where that fails: the run itself is not undone."""
+    """Write the page of `wulewule report` about a run, and print its verdict and where it lies; why not, where that fails: the run itself
+    is not undone."""
     from xtuner_wulewule.cli import report
 
     try:
-        display.print(f"  page: {report.write(folder)}   (open it in a browser)")
+        page, verdict = report.write(folder)
+        for line in report.lines_of(verdict):
+            display.print(f"  {line}")
+        display.print(f"  page: {page}   (open it in a browser)")
     except (SettingsError, OSError) as error:
         display.print(f"  page: not written, {error}")
 

@@ -61,7 +61,6 @@ def render(work):
     environment.filters.update(size="{:,}".format, rate="{:.3g}".format, duration=duration)
     here = Path(__file__).parent
     script = (here / "page.js").read_text(encoding="utf-8")
-    metrics, persona = _metrics(work), _persona(work)
     return environment.get_template("page.html").render(
         mark=MARK,
         version=__version__,
@@ -70,12 +69,12 @@ def render(work):
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         work=work,
         name=work.folder.name,
-        verdict=judge(work, [row["passed"] for row in metrics if row["rule"]], persona and persona["value"]),
+        verdict=verdict_of(work),
         times=_times(work),
         begin=work.trainings[0].log.begin,
         stages=[_stage(training, number) for number, training in enumerate(work.trainings)],
-        persona=persona,
-        metrics=metrics,
+        persona=_persona(work),
+        metrics=_metrics(work),
         examples=examples(work),
         kinds=_kinds(work),
         settings=_settings(work),
@@ -85,6 +84,12 @@ def render(work):
         usual=_warnings(work, "usual"),
         steps=[dict(step, facts=_facts(step)) for step in work.steps],
     )
+
+
+def verdict_of(work):
+    """Return the `Verdict` of a `Work`, by its scorecard, too."""
+    persona = _persona(work)
+    return judge(work, [row["passed"] for row in _metrics(work) if row["rule"]], persona and persona["value"])
 
 
 def duration(seconds):
