@@ -71,7 +71,7 @@ def test_report_says_what_was_done(undisturbed, data):
     assert Path(found["model"], "model.safetensors").is_file()
     assert not list(out.glob("**/*.part"))
     assert f"report: {out}/report.json" in result.stdout and f"page: {out}/report.html" in result.stdout
-    assert "verdict: Trained, but it seldom says its name\n    0% of the questions for its name were answered with 悟了悟了" in result.stdout
+    assert "  verdict: Trained, but it seldom says its name\n    0% of the questions for its name were answered with" in result.stdout
     page = (out / "report.html").read_text(encoding="utf-8")
     # the rows teach no name, which the report says
     assert '<h1 class="unfinished">' in page and "Trained, but it seldom says its name" in page
