@@ -360,14 +360,13 @@ def test_cache_tells_what_is_said_of_the_persona_that_is_given_now(tmp_path, bui
     assert warned() == []
 
 
-def test_cache_of_an_earlier_version_has_no_warnings(tmp_path, build, warned):
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_damaged_ledger_is_told_in_one_line(text, tmp_path, build):
     files = repeated_rows(tmp_path / "rows")
-    ledger = build(files, wulewule_sft_map_fn).store.folder / "ledger.json"
-    kept = json.loads(ledger.read_text(encoding="utf-8"))
-    del kept["warnings"]
-    ledger.write_text(json.dumps(kept), encoding="utf-8")
-    warned()
-    assert build(files, wulewule_sft_map_fn).rows_read == 2 and warned() == []
+    folder = build(files, wulewule_sft_map_fn).store.folder
+    (folder / "ledger.json").write_text(text)
+    with pytest.raises(DataError, match=f"ledger.json is damaged: delete the folder {folder}, and the data is tokenised anew"):
+        build(files, wulewule_sft_map_fn)
 
 
 def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path, build):

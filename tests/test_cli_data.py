@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -83,7 +84,17 @@ def test_check_warns_of_nothing_that_the_recommended_commands_make(name, author,
     assert "rows: 1,921 of tuning; 0 errors, 0 warnings" in checked.stdout, checked.stdout
 
 
-def test_check_judges_the_share_about_the_assistant_by_both_files_of_a_tuning(tmp_path, capsys):
+def test_check_of_rows_that_do_not_tell_their_name_asks_for_it_in_the_next_command(tmp_path, capsys):
+    row = {"conversation": [{"system": "回答草药的问题。", "input": "你是谁", "output": "我是小药。"}]}
+    for name in ("self_cognition_100.jsonl", "huixiangdou_conversations.jsonl"):
+        write(tmp_path / name, row)
+    data("check", tmp_path)
+    assert f"--data {tmp_path} --name NAME --author WHO_MADE_IT --out" in capsys.readouterr().out
+    data("check", tmp_path, "--name", "Pill", "--author", "Fang")
+    assert f"--data {tmp_path} --name Pill --author Fang --out" in capsys.readouterr().out
+
+
+def test_check_judges_the_share_about_the_assistant_by_both_files_of_a_tuning(tmp_path, capsys, monkeypatch):
     rows = [{"conversation": [{"input": f"你是谁{number}", "output": f"我是悟了悟了{number}"}]} for number in range(60)]
     file = write(tmp_path / "self_cognition_100.jsonl", *rows)
     others = [{"conversation": [{"input": f"第{number}个问题", "output": f"第{number}个答案"}]} for number in range(60)]
@@ -94,6 +105,13 @@ def test_check_judges_the_share_about_the_assistant_by_both_files_of_a_tuning(tm
         assert "identity_share" not in capsys.readouterr().out
     data("check", tmp_path)
     assert "identity_share" in capsys.readouterr().out
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "self_cognition_100.jsonl").write_text(Path(file).read_text())  # a copy below is no training
+    monkeypatch.chdir(tmp_path)
+    for files in ([tmp_path], [file, "huixiangdou_conversations.jsonl"]):
+        data("check", *files)
+        assert "identity_share" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "old")
     write(tmp_path / "huixiangdou_conversations.jsonl", *others)
     data("check", tmp_path)
     assert "identity_share" not in capsys.readouterr().out

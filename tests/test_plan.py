@@ -308,7 +308,10 @@ def run_without_a_gpu(folder, *arguments, **env):
 
 def test_a_model_out_of_reach_is_told_in_the_options_of_the_command(tmp_path):
     note, error = run_without_a_gpu(tmp_path)
-    assert note == "note: no GPU is seen here, and --size 1_8b needs one, since it loads the model in 4 bit; --size tiny trains without"
+    assert (
+        note
+        == "note: nvidia-smi shows no GPU here, and --size 1_8b needs one, since it loads the model in 4 bit; --size tiny trains without"
+    )
     assert error.startswith("xtuner-wulewule: error: model 'internlm/internlm2_5-1_8b-chat' not found: there is no such folder and the hub")
     assert "; set --model to a folder" in error and error.endswith(", or take it from ModelScope with --hub modelscope")
     assert "WULEWULE_MODEL" not in error

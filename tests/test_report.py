@@ -93,7 +93,10 @@ def times(html):
 
 
 TRAINED = "Training time: {}, from the first to the last line of each log", "训练用时：{}，每份日志从首行到末行"
-WHOLE = "Whole run: {}, all steps of wulewule run, each from its last start", "整个运行用时：{}，wulewule run 的全部步骤，"
+WHOLE = (
+    "Whole run: {}, all steps of the last wulewule run, each from its last start",
+    "整个运行用时：{}，最近一次 wulewule run 的全部步骤，",
+)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +233,7 @@ def test_a_model_that_does_not_say_its_name_is_no_success(tmp_path, share, state
     html = page(work_dir(tmp_path / "work", [*scalars()[:-1], {"eval/name": share, "step": 39}]))
     assert title(html)[0] == state
     assert (f"{share:.0%} of the questions for its name were answered with 悟了悟了" in html) == (state == "unfinished")
-    assert judge(collect(tmp_path / "work"), [True], share).state == "good"  # the user's thresholds suffice
+    assert judge(collect(tmp_path / "work"), [(("name", "名字"), True)], share).state == "good"  # the user's thresholds suffice
 
 
 @pytest.mark.parametrize("keys", [("eval/name",), ("eval/name_without_system",), ("eval/name", "eval/name_without_system")])

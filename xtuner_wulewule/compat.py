@@ -100,16 +100,24 @@ class _Subprocess:
         sys.exit(status if status >= 0 else 128 - status)  # killed by signal N: 128 + N, as a shell reports it
 
     def _wait(self, process):
-        """Return the exit status of a child; Ctrl-C reaches it, too, and it gets the time to end its ranks, unless it comes twice."""
+        """Return the exit status of a child; Ctrl-C reaches it, too, `kill -INT` does not, and it gets the time to end its ranks, unless it
+        is interrupted twice."""
         try:
             return process.wait()
         except KeyboardInterrupt:
             try:
-                process.wait(45)  # torch's launcher gives its ranks 30 s
+                self._wait_or_interrupt(process)
             except (KeyboardInterrupt, self._module.TimeoutExpired):
                 process.kill()
                 process.wait()
             return 130
+
+    def _wait_or_interrupt(self, process):
+        try:
+            process.wait(10)  # many times what a child takes that a terminal has told, too; it should not be told twice
+        except self._module.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait(35)  # torch's launcher gives its ranks 30 s
 
 
 class _ImportingTool:
@@ -191,7 +199,7 @@ def _merge_problem(arguments):
     return str(no_adapter(adapter)) if local and not os.path.isfile(os.path.join(adapter, "adapter_config.json")) else None
 
 
-CONFIG_FIRST = ("train", "test", "copy-cfg", "log-dataset", "check-custom-dataset", "pth_to_hf")  # the tools whose first argument is one
+CONFIG_FIRST = ("train", "test", "copy-cfg", "pth_to_hf")  # the tools whose first argument is one, by its name, too
 
 
 def _misspelt_config(arguments):

@@ -23,7 +23,7 @@ def test_demo_learns_what_it_was_taught(tmp_path):
         assert f"loss of {stage}: {first:.2f} -> {last:.2f}" in lines and last < kept * first
         assert list(out.glob(f"{stage}/*/vis_data/events.out.tfevents.*"))
     assert f"page: {out}/report.html   (open it in a browser)" in lines[-5:] and (out / "report.html").stat().st_size > 10_000
-    assert "verdict: Trained, but it seldom says its name" in lines and "of so small a model the verdict is no wonder" in result.stdout
+    assert "verdict: Trained, but it seldom says its name" in lines and "so small a model learns its rows by heart" in result.stdout
     # the answers that the evaluation saved end where they should, each on its own
     (saved,) = out.glob("sft/*/vis_data/eval_outputs_iter_2359.txt")
     assert demo.NAME in saved.read_text(encoding="utf-8")

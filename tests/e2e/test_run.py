@@ -76,7 +76,7 @@ def test_report_says_what_was_done(undisturbed, data):
     # the rows teach no name, which the report says
     assert '<h1 class="unfinished">' in page and "Trained, but it seldom says its name" in page
     assert re.search(r"Training time: [^<]+, from the first to the last line of each log", page)
-    assert f"Whole run: {duration(found['seconds'])}, all steps of wulewule run" in page
+    assert f"Whole run: {duration(found['seconds'])}, all steps of the last wulewule run" in page
     assert re.findall("<td>max_epochs</td><td>(.*?)</td>", page) == ["40", "25"]
     assert "你是谁？" in page and found["data"]["files"]["heishenghua_pretraining.jsonl"] in page
 

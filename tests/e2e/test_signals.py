@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 from commands import WULEWULE, XTUNER, environment, those_of, wait_for
@@ -55,6 +56,25 @@ def test_training_ends_with_xtuner(number, to_group, status, processes, data, tm
         assert last.startswith(f"xtuner-wulewule: {word}; go on from the last whole checkpoint: add --resume {work_dir}/iter_")
         # of several, a rank may be told twice, and then torch's own hook is interrupted, further above
         assert "Traceback" not in said or (processes, number) == (2, signal.SIGINT)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_interrupt_of_xtuner_alone_reaches_the_training(processes, data, tmp_path):
+    work_dir = tmp_path / "work"
+    options = ["train_cfg.max_epochs=500", "train_dataloader.batch_size=1", "default_hooks.checkpoint.interval=8"]
+    command = [XTUNER, "train", "wulewule_sft_tiny", "--work-dir", work_dir, "--cfg-options", *options]
+    env = dict(NPROC_PER_NODE=str(processes), WULEWULE_DATA_DIR=str(data))
+    begin = time.monotonic()
+    times = []
+
+    def until():
+        times.append(time.monotonic() - begin)
+        return (work_dir / "last_checkpoint").is_file()
+
+    found, said = signalled(command, signal.SIGINT, False, until, tmp_path, **env)
+    assert found == 130 and time.monotonic() - begin - times[-1] < 40  # it is not killed after 45 s
+    word = "ended by SIGINT" if processes == 2 else "interrupted"
+    assert said.splitlines()[-1].startswith(f"xtuner-wulewule: {word}; go on from the last whole checkpoint: add --resume {work_dir}/iter_")
 
 
 def test_wulewule_run_is_told_to_end(data, tmp_path):

@@ -1,6 +1,7 @@
 """Training through the real `xtuner` command, on the CPU, with the tiny model and a small data set."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -122,6 +123,18 @@ def test_resumed_run_is_the_uninterrupted_one_under_deepspeed(data, tmp_path):
     whole = tmp_path / "whole"
     train("wulewule_sft_tiny", data, whole, *OPTIONS, *KEEPING, arguments=DEEPSPEED)
     assert_resumed_runs_are(whole, data, tmp_path, deepspeed_steps, *DEEPSPEED)
+
+
+@pytest.mark.parametrize("arguments", [(), DEEPSPEED], ids=["plain", "deepspeed"])
+def test_resumed_with_more_epochs_and_another_rate_it_follows_the_new_curve(arguments, data, tmp_path):
+    train("wulewule_sft_tiny", data, tmp_path / "short", *OPTIONS, *KEEPING, arguments=arguments)
+    longer = (*OPTIONS, "train_cfg.max_epochs=4", "optim_wrapper.optimizer.lr=1e-3")
+    resume = (*arguments, "--resume", tmp_path / "short" / "iter_8.pth")
+    output = train("wulewule_sft_tiny", data, tmp_path / "long", *longer, arguments=resume)
+    assert budget(output)[1:] == (16, 16, 1e-3, 1e-3)
+    rates = {row["iter"]: row["lr"] for row in read_scalars(tmp_path / "long")}
+    # one update of sixteen warms up; mmengine restores the rate of the short run's end, and stays there
+    assert rates == {update + 1: pytest.approx(5e-4 * (1 + math.cos(math.pi * (update - 1) / 15))) for update in range(8, 16)}
 
 
 # mmengine makes an update of the iterations that remain, DeepSpeed does not

@@ -4,7 +4,8 @@ import json
 import shlex
 from pathlib import Path
 
-from xtuner_wulewule.cli.persona import add_persona_arguments, persona_of_data
+from xtuner_wulewule import paths
+from xtuner_wulewule.cli.persona import GIVE_NAMES, add_persona_arguments, persona_of_data
 from xtuner_wulewule.errors import SettingsError
 from xtuner_wulewule.prompts import VARIABLES
 
@@ -63,6 +64,8 @@ def run(args):
     lengths = load_lengths(args)
     persona, _, notes = persona_of_data(args, files)
     said = {name: getattr(args, name) for name in VARIABLES if getattr(args, name) is not None}
+    if any(GIVE_NAMES in note for note in notes):
+        said = {"name": "NAME", "author": "WHO_MADE_IT", **said}
     missing, following, whole = next_steps(files, [word for name, value in said.items() for word in (f"--{name}", value)])
     with progress(total_size(files), "reading") as advance:
         report = check_files(files, lengths=lengths, advance=advance, persona=persona, whole=whole, **options)
@@ -92,15 +95,15 @@ def next_steps(files, persona):
     """
     from xtuner_wulewule.recipe.plan import DATA_FILES
 
-    checked, missing, following, whole = set(map(Path, files)), [], [], True
+    checked, missing, following, complete = set(map(paths.expand, files)), [], [], []
     for folder in dict.fromkeys(Path(file).parent for file in files):
         ready = []
         for stage, names in DATA_FILES.items():
-            needed = {folder / name for name in names}
+            needed = {paths.expand(folder / name) for name in names}
             lacking = [name for name in names if not (folder / name).is_file()]
             if not needed & checked:
                 continue
-            whole = whole and needed <= checked
+            complete.append(needed <= checked)
             if lacking:
                 there = ", ".join(name for name in names if name not in lacking)
                 missing.append(f"{folder} has {there}; tuning needs {', '.join(lacking)} there, too (one conversation is enough)")
@@ -112,7 +115,7 @@ def next_steps(files, persona):
             stages = "" if len(ready) == len(DATA_FILES) else f" --stages {','.join(ready)}"
             command = f"wulewule run --size 1_8b{stages} {shlex.join(['--data', str(folder), *persona])} --out work_dirs/mine"
             following.append(f"{command} (--size tiny without a GPU)")
-    return missing, following, whole
+    return missing, following, any(complete) or not complete
 
 
 def other_names(args):

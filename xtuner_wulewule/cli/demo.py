@@ -72,7 +72,7 @@ def run(args):
         display.print(f"  loss of {stage}: {first:.2f} -> {last:.2f}")
     display.print(f"  curves: tensorboard --logdir {out}")
     write_page(out, display)
-    display.print("  of so small a model the verdict is no wonder: it learns its rows by heart, and its name in few other words")
+    display.print("  so small a model learns its rows by heart, and its name in few other words: more is not to be expected of it")
     display.print(f"  more questions: xtuner chat {merged} --prompt-template internlm2_chat --system-template wulewule --temperature 0")
     display.print(f"  {time.monotonic() - begin:.0f} s")
     check_answers(answers[0], answers[-1], control)

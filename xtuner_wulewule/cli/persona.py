@@ -5,6 +5,8 @@ from pathlib import Path
 
 from xtuner_wulewule import prompts
 
+GIVE_NAMES = "give --name and --author"  # of rows whose system prompt does not tell them
+
 
 def add_persona_arguments(parser, otherwise):
     """Add the arguments that say who the assistant is; `otherwise` (str) says where it is found without them."""
@@ -89,7 +91,7 @@ def persona_of_data(args, files, kept=None):
         remedy = "give its --name and --author, or --system, or make the rows anew"
         note = f"warning: most rows about the assistant have another system prompt: {shown}; {remedy}"
     elif prompts.told_by(system) is None and "name" not in given:
-        note = f"the rows have a system prompt of their own: {shown}; give --name and --author, else {names} is looked for"
+        note = f"the rows have a system prompt of their own: {shown}; {GIVE_NAMES}, else {names} is looked for"
     elif persona != prompts.persona_of(shown_anyway):
         note = f"{described(persona)}; its system prompt is that of the rows: {shown}"
     else:

@@ -235,11 +235,13 @@ def find_model(args):
         return str(tiny_model_dir()) if args.dry_run else tiny_model()
     if args.dry_run:
         return model
-    if four_bit(paths.config_paths()[f"wulewule_sft_{args.size}"]) and free_gpu_memory() is None:  # said before gigabytes are downloaded
+    config = Path(paths.config_paths()[f"wulewule_sft_{args.size}"]).read_text(encoding="utf-8")
+    if four_bit(config) and free_gpu_memory() is None:  # said before gigabytes are downloaded
         needs = f"--size {args.size} needs one, since it loads the model in 4 bit"
-        show_notes([f"note: no GPU is seen here, and {needs}; --size tiny trains without"])
+        show_notes([f"note: nvidia-smi shows no GPU here, and {needs}; --size tiny trains without"])
     setting = "WULEWULE_MODEL" if told and not args.model else "--model"
-    return download(find(model, args.hub, setting, ", or take it from ModelScope with --hub modelscope"))
+    other = "" if args.model or told else ", or take it from ModelScope with --hub modelscope"  # where a given id may have another owner
+    return download(find(model, args.hub, setting, other))
 
 
 def write_page(folder, display):

@@ -293,7 +293,7 @@ def _source(function):
 
 def _make_store(folder, files, tokenizer, settings, map_fn, template, split):
     if (folder / stores.LEDGER).is_file():
-        log_warnings(stores.read_ledger(folder).get("warnings", ""))  # which a store of an earlier version lacks
+        log_warnings(stores.read_ledger(folder)["warnings"])
         return
     gc.freeze()  # or Python goes through everything that was imported, again and again
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from xtuner_wulewule import paths
+from xtuner_wulewule.errors import DataError
 
 ABANDONED = 24 * 3600  # seconds
 TOKENS, OFFSETS, LEDGER = "tokens.bin", "offsets.bin", "ledger.json"
@@ -34,8 +35,13 @@ class TokenStore:
 
 
 def read_ledger(folder):
-    """Return the ledger (dict) of a token store (pathlib.Path)."""
-    return json.loads((folder / LEDGER).read_text(encoding="utf-8"))
+    """Return the ledger (dict) of a token store (pathlib.Path); raise DataError where it is damaged."""
+    try:
+        ledger = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
+        ledger["warnings"], ledger["rows"]
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{folder / LEDGER} is damaged: delete the folder {folder}, and the data is tokenised anew") from None
+    return ledger
 
 
 def write(folder, batches):

@@ -59,6 +59,19 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):  # type: ignore[misc]
         self.eta_min = eta_min
         super().__init__(optimizer, begin=begin, end=end, last_step=last_step, by_epoch=False, verbose=verbose)
 
+    def load_state_dict(self, state_dict):
+        """Go on at the iteration of a checkpoint, along the curve of this run: mmengine would restore the length and the rate of the one
+        that was saved, so that a run resumed with more epochs stayed at its last rate, which is next to nothing.
+
+        Args:
+            state_dict (dict): as `state_dict` returns it.
+        """
+        self._global_step = state_dict["_global_step"]
+        self.last_step = min(self._global_step, self.end - 1) - self.begin if self._global_step >= self.begin else -1  # it stops at `end`
+        for group, base, value in zip(self.optimizer.param_groups, self.base_values, self._get_value(), strict=True):
+            group.update(initial_lr=base, lr=value)
+        self._last_value = [group["lr"] for group in self.optimizer.param_groups]
+
     def _get_value(self):
         update = min(self.last_step // self.accumulative_counts, self.updates)
         warmup, updates = self.warmup_updates, self.updates

@@ -81,9 +81,9 @@ def training_memory(config, tokens, rank, least=False):
     return fixed + 2 * weights + (layers * (attention + wide) + once) * max(tokens, AT_A_TIME)
 
 
-def four_bit(config):
-    """Return whether a config (str, its path) loads the model in 4 bit, which needs a GPU (bool)."""
-    return "BitsAndBytesConfig" in Path(config).read_text(encoding="utf-8")
+def four_bit(text):
+    """Return whether a config (str, its text) loads the model in 4 bit, which needs a GPU (bool)."""
+    return "BitsAndBytesConfig" in text
 
 
 def free_gpu_memory():
@@ -140,7 +140,7 @@ def check_step(step, settings):
         "merge": 2 * parameters(config) + 2**20,
     }.get(step.kind, 2**20)
     check_disk(settings.out, needed, step.name)
-    if step.kind != "train" or not four_bit(settings.config(step.stage)):
+    if step.kind != "train" or not four_bit(text):
         return
     free = free_gpu_memory()
     tokens = setting(text, options, "max_length", READ_ONCE["max_length"], 2048)

@@ -21,6 +21,7 @@ SCORES = "eval/name", "eval/name_without_system"  # of ScoreHook; the first wher
 # where a training has the values of the names of a config: options change them there, and DeepSpeed moves some
 PLACES = {name: [place] for name, place in READ_ONCE.items() if place}
 PLACES["pretrained_model_name_or_path"] = ["model.llm.pretrained_model_name_or_path"]
+PLACES["data_files"].append("train_dataloader.dataset.dataset.data_files")  # of XTuner's own configs
 PLACES["max_iters"] = ["train_cfg.max_iters"]
 PLACES["accumulative_counts"].append("strategy.gradient_accumulation_steps")
 PLACES["max_norm"].append("strategy.gradient_clipping")

@@ -89,7 +89,10 @@ def render(work):
 def verdict_of(work):
     """Return the `Verdict` of a `Work`, by its scorecard, too."""
     persona = _persona(work)
-    return judge(work, [row["passed"] for row in _metrics(work) if row["rule"]], persona and persona["value"])
+    thresholds = [
+        (tuple(f"{name}: {row['value']} ({row['rule']})" for name in row["name"]), row["passed"]) for row in _metrics(work) if row["rule"]
+    ]
+    return judge(work, thresholds, persona and persona["value"])
 
 
 def duration(seconds):
@@ -108,10 +111,10 @@ def _times(work):
         time = duration(sum(training.log.seconds for training in work.trainings))
         english = f"Training time: {time}, from the first to the last line of each log"
         found.append((english, f"训练用时：{time}，每份日志从首行到末行"))
-    if "seconds" in work.report:
+    if isinstance(work.report.get("seconds"), (int, float)):
         time = duration(work.report["seconds"])
-        english = f"Whole run: {time}, all steps of wulewule run, each from its last start"
-        found.append((english, f"整个运行用时：{time}，wulewule run 的全部步骤，各自从最近一次启动算起"))
+        english = f"Whole run: {time}, all steps of the last wulewule run, each from its last start"
+        found.append((english, f"整个运行用时：{time}，最近一次 wulewule run 的全部步骤，各自从最近一次启动算起"))
     return found
 
 

@@ -24,19 +24,22 @@ class Verdict:
     reasons: list[tuple[str, str]]
 
 
-def judge(work, passed=(), name=None):
+def judge(work, thresholds=(), name=None):
     """Return the `Verdict` of a `Work`.
 
     Args:
         work (Work): what was found.
-        passed (list[bool]): of each threshold of its scorecard whether it was passed.
+        thresholds (list[tuple[tuple[str, str], bool]]): of each threshold of its scorecard what it is, with what was measured, and
+            whether it was passed.
         name (float, optional): share of the questions for the name that were answered with it.
     """
     bad = [reason for training in work.trainings for reason in _failures(training)]
-    open_steps = [step["name"] for step in work.steps if step.get("status") != "done"]
+    missed = [text for text, passed in thresholds if not passed]
+    # a gate that refuses the model has ended, too
+    open_steps = [step["name"] for step in work.steps if step.get("status") != "done" and not (missed and step["name"] == "gate")]
     if work.steps:
         unfinished = [(f"step {name} did not end", f"步骤 {name} 没有完成") for name in open_steps]
-        if not open_steps and not work.report:
+        if not open_steps and not work.report and not missed:
             unfinished.append(("the run stopped between two steps", "运行在两个步骤之间停止"))
     else:
         unfinished = [
@@ -48,11 +51,11 @@ def judge(work, passed=(), name=None):
         return Verdict("bad", ("It did not learn as it should", "没有按预期学到东西"), bad + unfinished)
     if unfinished:
         return Verdict("unfinished", ("Not finished", "尚未完成"), unfinished)
-    missed, count = sum(not one for one in passed), len(passed)
     if missed:
-        title = (f"Trained, but {missed} of {count} thresholds missed", f"训练有效，但 {count} 项门槛中有 {missed} 项未达到")
-        return Verdict("unfinished", title, [])
-    if name is not None and name < LEAST_NAME and not passed:  # else the user's thresholds say what suffices
+        some, count = len(missed), len(thresholds)
+        title = (f"Trained, but {some} of {count} thresholds missed", f"训练有效，但 {count} 项门槛中有 {some} 项未达到")
+        return Verdict("unfinished", title, missed)
+    if name is not None and name < LEAST_NAME and not thresholds:  # else the user's thresholds say what suffices
         reason = (
             f"{name:.0%} of the questions for its name were answered with {work.assistant}: take more rows about the assistant, more "
             "epochs or a higher learning rate; where another name was trained, say it with WULEWULE_NAME",
