@@ -13,7 +13,7 @@ from xtuner_wulewule.prompts import Persona
 from xtuner_wulewule.recipe.state import State
 from xtuner_wulewule.report import charts
 from xtuner_wulewule.report.collect import collect, read_config, read_training
-from xtuner_wulewule.report.page import MARK, duration, render
+from xtuner_wulewule.report.page import MARK, duration, render, verdict_of
 from xtuner_wulewule.report.verdict import judge
 
 
@@ -210,6 +210,21 @@ def test_rate_is_judged_without_the_hook_too(tmp_path):
     rows = [dict(row, lr=1e-8) for row in scalars() if "loss" in row]
     verdict = judge(collect(work_dir(tmp_path / "work", rows, budget=None)))
     assert verdict.state == "bad" and "learning rate" in verdict.reasons[0][0]
+
+
+def test_model_that_the_gate_refused_missed_thresholds_and_is_finished(tmp_path):
+    folder = run_dir(tmp_path / "run")
+    (folder / "report.json").unlink()  # a refused model gets none
+    state = json.loads((folder / "state.json").read_text())
+    state["steps"]["gate"] = dict(status="running", fingerprint={})
+    (folder / "state.json").write_text(json.dumps(state))
+    config = folder / "sft" / "train" / "20260102_030405" / "vis_data" / "config.py"
+    config.write_text(CONFIG + "gate = ['name>=0.95', 'name_without_system>=0.95']\n", encoding="utf-8")
+    verdict = verdict_of(collect(folder))
+    assert verdict.title[0] == "Trained, but 1 of 2 thresholds missed" and len(verdict.reasons) == 1
+    assert "(≥ 95.0%)" in verdict.reasons[0][0]
+    config.write_text(CONFIG + "gate = ['name>=0']\n", encoding="utf-8")
+    assert verdict_of(collect(folder)).title[0] == "Not finished"
 
 
 def test_stopped_training_is_not_finished(tmp_path):

@@ -37,6 +37,15 @@ def signalled(command, number, to_group, until, folder, **env):
     return status, (folder / "log").read_text()
 
 
+def signalled_training(number, to_group, processes, data, folder, until=None):
+    """Send a signal to a long training, by default once it has saved a checkpoint; return its status and what it said."""
+    work_dir = folder / "work"
+    options = ["train_cfg.max_epochs=500", "train_dataloader.batch_size=1", "default_hooks.checkpoint.interval=8"]
+    command = [XTUNER, "train", "wulewule_sft_tiny", "--work-dir", work_dir, "--cfg-options", *options]
+    env = dict(NPROC_PER_NODE=str(processes), WULEWULE_DATA_DIR=str(data))
+    return signalled(command, number, to_group, until or (work_dir / "last_checkpoint").is_file, folder, **env)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
     ("number", "to_group", "status"),
@@ -44,37 +53,30 @@ def signalled(command, number, to_group, until, folder, **env):
     ids=["term", "kill", "ctrl-c"],
 )
 def test_training_ends_with_xtuner(number, to_group, status, processes, data, tmp_path):
-    work_dir = tmp_path / "work"
-    options = ["train_cfg.max_epochs=500", "train_dataloader.batch_size=1", "default_hooks.checkpoint.interval=8"]
-    command = [XTUNER, "train", "wulewule_sft_tiny", "--work-dir", work_dir, "--cfg-options", *options]
-    env = dict(NPROC_PER_NODE=str(processes), WULEWULE_DATA_DIR=str(data))
-    found, said = signalled(command, number, to_group, (work_dir / "last_checkpoint").is_file, tmp_path, **env)
+    found, said = signalled_training(number, to_group, processes, data, tmp_path)
     assert found == status
     if processes == 2 or number == signal.SIGINT:
         last = said.splitlines()[-1]
         word = "ended by SIGTERM" if number != signal.SIGINT else "ended by SIGINT" if processes == 2 else "interrupted"
-        assert last.startswith(f"xtuner-wulewule: {word}; go on from the last whole checkpoint: add --resume {work_dir}/iter_")
+        assert last.startswith(f"xtuner-wulewule: {word}; go on from the last whole checkpoint: add --resume {tmp_path}/work/iter_")
         # of several, a rank may be told twice, and then torch's own hook is interrupted, further above
         assert "Traceback" not in said or (processes, number) == (2, signal.SIGINT)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_interrupt_of_xtuner_alone_reaches_the_training(processes, data, tmp_path):
-    work_dir = tmp_path / "work"
-    options = ["train_cfg.max_epochs=500", "train_dataloader.batch_size=1", "default_hooks.checkpoint.interval=8"]
-    command = [XTUNER, "train", "wulewule_sft_tiny", "--work-dir", work_dir, "--cfg-options", *options]
-    env = dict(NPROC_PER_NODE=str(processes), WULEWULE_DATA_DIR=str(data))
-    begin = time.monotonic()
-    times = []
+    asked = []
 
     def until():
-        times.append(time.monotonic() - begin)
-        return (work_dir / "last_checkpoint").is_file()
+        asked.append(time.monotonic())
+        return (tmp_path / "work" / "last_checkpoint").is_file()
 
-    found, said = signalled(command, signal.SIGINT, False, until, tmp_path, **env)
-    assert found == 130 and time.monotonic() - begin - times[-1] < 40  # it is not killed after 45 s
+    found, said = signalled_training(signal.SIGINT, False, processes, data, tmp_path, until)
+    assert found == 130 and time.monotonic() - asked[-1] < 40  # it is not killed after 45 s
     word = "ended by SIGINT" if processes == 2 else "interrupted"
-    assert said.splitlines()[-1].startswith(f"xtuner-wulewule: {word}; go on from the last whole checkpoint: add --resume {work_dir}/iter_")
+    assert said.splitlines()[-1].startswith(
+        f"xtuner-wulewule: {word}; go on from the last whole checkpoint: add --resume {tmp_path}/work/iter_"
+    )
 
 
 def test_wulewule_run_is_told_to_end(data, tmp_path):

@@ -107,7 +107,7 @@ def next_steps(files, persona):
             if lacking:
                 there = ", ".join(name for name in names if name not in lacking)
                 missing.append(f"{folder} has {there}; tuning needs {', '.join(lacking)} there, too (one conversation is enough)")
-            elif needed <= checked:
+            elif complete[-1]:
                 ready.append(stage)
             else:
                 following.append(shlex.join(["wulewule", "data", "check", str(folder)]))
